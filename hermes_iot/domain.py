@@ -1,0 +1,146 @@
+"""The words every layer uses: identities, model signatures, jobs and their results.
+
+A model travels and is merged as one flat float32 vector, never as a dict of tensors: vectors are several times
+cheaper to add, scale and hash. The `ModelSignature` says how a vector is laid out, so both sides can tell before
+they allocate anything whether they speak of the same model.
+
+numpy is imported for the type checker only: `status` and `--help` must not pay for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NewType, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+DeviceId = NewType("DeviceId", str)
+RunId = NewType("RunId", str)
+
+#: A model, or a difference of two, as one vector: shape (P,), float32, C order, in the signature's order.
+Params: TypeAlias = "NDArray[np.float32]"
+
+#: Half-open ranges [start, stop) of positions in the run's permutation of the training rows.
+Ranges: TypeAlias = tuple[tuple[int, int], ...]
+
+#: indexed: every device holds the set, the allocation names rows. local: a device's own rows never leave it.
+#: shipped: the coordinator sends the rows.
+DataMode = Literal["indexed", "local", "shipped"]
+
+#: fresh: every iteration draws its samples anew (the paper). kept: a device walks the rows it was allotted.
+Sampling = Literal["fresh", "kept"]
+
+#: fresh: the gate's loss is taken on 15 % of each iteration's draw (the paper). fixed: on one slice kept aside.
+GateSplit = Literal["fresh", "fixed"]
+
+Split = Literal["validation", "test"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One tensor of a model: its name and shape. Always float32 on the wire."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements; 1 for a scalar."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSignature:
+    """The layout of a flat vector: tensors in order."""
+
+    tensors: tuple[TensorSpec, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Length P of the flat vector."""
+        return sum(spec.size for spec in self.tensors)
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the layout; equal digests mean exchangeable vectors."""
+        layout = [[spec.name, list(spec.shape)] for spec in self.tensors]
+        return hashlib.sha256(json.dumps(layout, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainJob:
+    """One local iteration, complete: the same job on the same data gives the same result, bit for bit.
+
+    Attributes:
+        start: the vector to start from, shape (P,).
+        samples: n, how many rows this iteration uses, its validation part included.
+        batch: b, the mini-batch.
+        epochs: E, passes over the training part.
+        learning_rate: SGD step size.
+        sampling: where the rows come from, see `Sampling`.
+        gate_split: which rows the gate's loss is taken on, see `GateSplit`.
+        rows: positions allotted to this device; empty = every row it can see.
+        shard: hex digest of a shipped shard, or "" when the device holds the data itself.
+        key: integers that seed all chance in this iteration.
+        slice_key: integers that seed the choice of the fixed slice: the same for all jobs of a device in a run.
+    """
+
+    start: Params
+    samples: int
+    batch: int
+    epochs: int
+    learning_rate: float
+    sampling: Sampling
+    gate_split: GateSplit
+    rows: Ranges
+    shard: str
+    key: tuple[int, ...]
+    slice_key: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What one iteration gave.
+
+    Attributes:
+        params: the vector after the last step, shape (P,).
+        loss: mean loss of `params` on the gate's rows; may be NaN or infinite when training diverged.
+        samples: rows used, validation part included.
+        mini_batches: optimizer steps taken.
+    """
+
+    params: Params
+    loss: float
+    samples: int
+    mini_batches: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A model measured on rows nobody trained on.
+
+    Attributes:
+        loss: mean loss.
+        accuracy: share of right answers in [0, 1]; None where the task has no such notion (regression).
+    """
+
+    loss: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizing:
+    """What the allocator gives one device: dataset size in rows and mini-batch in rows."""
+
+    samples: int
+    batch: int
+
+
+def stable_int(text: str) -> int:
+    """A 63-bit integer from a string, equal on every machine and run (unlike `hash`)."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,1 @@
+"""What travels: topics, messages, their bytes and their limits."""

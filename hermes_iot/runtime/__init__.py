@@ -1,0 +1,1 @@
+"""Shells around the machines: threads, clocks, signals, processes."""

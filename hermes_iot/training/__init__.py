@@ -1,0 +1,1 @@
+"""Turns a job into a trained vector: tasks, data sets, the torch trainer."""

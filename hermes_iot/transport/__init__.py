@@ -1,0 +1,1 @@
+"""Moves bytes between topics; knows no messages."""
