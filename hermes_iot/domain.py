@@ -40,6 +40,9 @@ GateSplit = Literal["fresh", "fixed"]
 
 Split = Literal["validation", "test"]
 
+#: How a vector's numbers are written as bytes.
+Codec = Literal["fp32", "fp16"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:

@@ -1,0 +1,157 @@
+"""Messages to bytes and back: JSON for what people read, msgpack for tensors. The only home of msgpack and zstd.
+
+A tensor message is one msgpack map with a binary ``body``. The body may be zstd-compressed: then ``packing`` says so
+and ``body_bytes`` gives its inflated length. It stays plain when zstd would not make it smaller.
+
+Hostile input is the rule, not the exception: sizes are bounded before anything is unpacked (`unpackb` with its
+default limits turns 2 MB of empty maps into 133 MiB), duplicate keys are refused, the inflated size is checked in
+the frame header first and again by the bounded decompressor (zstandard ignores its own bound when the frame states
+its size), and the schema check sees only plain scalars. No pickle, no extension types, no code.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeVar
+
+import msgpack
+import zstandard
+
+from hermes_iot.errors import ProtocolError
+from hermes_iot.protocol.limits import Limits
+from hermes_iot.protocol.messages import VERSION, Chunk, TensorMessage
+from hermes_iot.protocol.schema import from_json, from_mapping, to_json, to_mapping
+
+T = TypeVar("T")
+Tensor = TypeVar("Tensor", bound=TensorMessage)
+
+_FIELDS_MAX: Final = 64
+_TEXT_BYTES_MAX: Final = 4096
+_CHUNK_HEADER_BYTES_MAX: Final = 512
+_LEVEL: Final = 3
+
+
+def encode_json(message: object) -> bytes:
+    """One JSON document in the declared field order; NaN and infinities become null."""
+    return to_json(message)
+
+
+def decode_json(payload: bytes, kind: type[T], limits: Limits) -> T:
+    """Read one JSON message.
+
+    Raises:
+        ProtocolError: ``size``, ``json``, ``version`` or ``schema``.
+    """
+    if len(payload) > limits.json_bytes_max:
+        raise ProtocolError("size", f"{kind.__name__} of {len(payload)} bytes, at most {limits.json_bytes_max}")
+    try:
+        return from_json(payload, kind)
+    except ProtocolError as error:
+        if error.reason == "schema" and "`$.v`" in str(error):
+            raise ProtocolError("version", _foreign_version(kind)) from error
+        raise
+
+
+def encode_tensors(message: TensorMessage, *, compress: bool = True) -> bytes:
+    """One msgpack document; zstd over the body where that makes it smaller and `compress` allows it."""
+    mapping = to_mapping(message)
+    body: bytes = mapping.pop("body")
+    packing, packed = "none", body
+    if compress:
+        squeezed = zstandard.ZstdCompressor(level=_LEVEL).compress(body)
+        if len(squeezed) < len(body):
+            packing, packed = "zstd", squeezed
+    mapping |= {"packing": packing, "body_bytes": len(body), "body": packed}
+    encoded: bytes = msgpack.packb(mapping, use_bin_type=True)
+    return encoded
+
+
+def decode_tensors(payload: bytes, kind: type[Tensor], limits: Limits) -> Tensor:
+    """Read one reassembled tensor message.
+
+    Raises:
+        ProtocolError: ``size``, ``msgpack``, ``version``, ``schema`` or ``inflate``.
+    """
+    if len(payload) > limits.message_bytes_max:
+        raise ProtocolError("size", f"{kind.__name__} of {len(payload)} bytes, at most {limits.message_bytes_max}")
+    mapping = _unpack(payload, kind.__name__)
+    packing, raw_bytes = mapping.pop("packing", None), mapping.pop("body_bytes", None)
+    if type(raw_bytes) is not int or not 0 <= raw_bytes <= limits.inflated_bytes_max:
+        raise ProtocolError("inflate", f"{kind.__name__} claims a body of {raw_bytes!r} bytes")
+    message = from_mapping(mapping, kind)
+    if packing == "zstd":
+        mapping["body"] = _inflate(message.body, raw_bytes)
+        return from_mapping(mapping, kind)
+    if packing != "none" or len(message.body) != raw_bytes:
+        raise ProtocolError("schema", f"{kind.__name__} has packing {packing!r} and {len(message.body)} body bytes")
+    return message
+
+
+def encode_chunk(chunk: Chunk) -> bytes:
+    """One slice as msgpack."""
+    encoded: bytes = msgpack.packb(to_mapping(chunk), use_bin_type=True)
+    return encoded
+
+
+def decode_chunk(payload: bytes, limits: Limits) -> Chunk:
+    """Read one slice; claims about the whole are checked against the limits here, before anyone keeps a byte.
+
+    Raises:
+        ProtocolError: ``size``, ``msgpack``, ``version``, ``schema`` or ``parts``.
+    """
+    if len(payload) > limits.message_bytes_max + _CHUNK_HEADER_BYTES_MAX:
+        raise ProtocolError("size", f"chunk of {len(payload)} bytes")
+    chunk = from_mapping(_unpack(payload, "Chunk"), Chunk)
+    if chunk.total > limits.message_bytes_max:
+        raise ProtocolError("size", f"message of {chunk.total} bytes, at most {limits.message_bytes_max}")
+    if chunk.parts > limits.parts_max or chunk.part >= chunk.parts or chunk.parts > chunk.total:
+        raise ProtocolError("parts", f"part {chunk.part} of {chunk.parts}")
+    if not 0 < len(chunk.body) <= chunk.total:
+        raise ProtocolError("parts", f"part {chunk.part} holds {len(chunk.body)} of {chunk.total} bytes")
+    return chunk
+
+
+def _unpack(payload: bytes, name: str) -> dict[str, Any]:
+    try:
+        mapping = msgpack.unpackb(
+            payload,
+            raw=False,
+            strict_map_key=True,
+            object_pairs_hook=_unique,
+            max_str_len=_TEXT_BYTES_MAX,
+            max_array_len=_FIELDS_MAX,
+            max_map_len=_FIELDS_MAX,
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
+        # StackError, FormatError, ExtraData, OutOfData and bad UTF-8 are all ValueErrors or UnpackExceptions.
+        raise ProtocolError("msgpack", f"{name} is not msgpack within bounds: {error!r:.120}") from error
+    if not isinstance(mapping, dict):
+        raise ProtocolError("msgpack", f"{name} is a {type(mapping).__name__}, not a map")
+    if mapping.get("v") != VERSION:
+        raise ProtocolError("version", _foreign_version(name))
+    return mapping
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        raise ValueError("a key stands twice")
+    return mapping
+
+
+def _inflate(body: bytes, raw_bytes: int) -> bytes:
+    try:
+        declared = zstandard.frame_content_size(body)
+        if declared != raw_bytes:
+            raise ProtocolError("inflate", f"zstd frame declares {declared} bytes, the message {raw_bytes}")
+        inflated = zstandard.ZstdDecompressor().decompress(body, max_output_size=raw_bytes)
+    except zstandard.ZstdError as error:
+        raise ProtocolError("inflate", f"damaged zstd frame: {error}") from error
+    if len(inflated) != raw_bytes:
+        raise ProtocolError("inflate", f"inflated to {len(inflated)} bytes, declared {raw_bytes}")
+    return inflated
+
+
+def _foreign_version(kind: object) -> str:
+    name = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
+    return f"{name} of another protocol version; this side speaks {VERSION}: run the same hermes-iot on both sides"

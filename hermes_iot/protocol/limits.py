@@ -1,0 +1,45 @@
+"""Every bound on what a peer may make us hold or do, by name. Exceeding one is a `ProtocolError` with the reason named here.
+
+The numbers are ours; where a broker dictates one it is said. A bound is checked before the memory it protects is
+taken: a chunk's claimed total before the first byte is kept, a zstd frame's declared size before it is inflated, a
+vector's length before numpy allocates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+#: AWS IoT Core takes 128 KiB, the smallest of the brokers we name; 120,000 bytes pass every one of them.
+CHUNK_BYTES_DEFAULT: Final = 120_000
+
+#: Room left in a broker's maximum packet for the MQTT header, the topic and the chunk header.
+PACKET_OVERHEAD_BYTES: Final = 4096
+
+#: Numbers that cross JSON stay exact in every language (IEEE double).
+INTEGER_MAX: Final = 2**53 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds for one process.
+
+    Attributes:
+        json_bytes_max: one JSON message (reason ``size``); a manifest of a 1,000-tensor model is about 60 KB.
+        message_bytes_max: one tensor message, reassembled (reason ``size``).
+        inflated_bytes_max: one body after zstd (reason ``inflate``).
+        parts_max: chunks of one message (reason ``parts``).
+        transfers_per_device_max: half-received messages kept per sender (reason ``transfers``).
+        transfers_bytes_max: bytes of all half-received messages together (reason ``memory``).
+        transfer_deadline_s: a half-received message that grows no more is dropped after this (reason ``deadline``).
+        devices_max: devices a coordinator will know (reason ``devices``).
+    """
+
+    json_bytes_max: int = 256 * 1024
+    message_bytes_max: int = 256 * 1024 * 1024
+    inflated_bytes_max: int = 256 * 1024 * 1024
+    parts_max: int = 16_384
+    transfers_per_device_max: int = 4
+    transfers_bytes_max: int = 512 * 1024 * 1024
+    transfer_deadline_s: float = 120.0
+    devices_max: int = 100_000
