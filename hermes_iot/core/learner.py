@@ -1,0 +1,124 @@
+"""What one device learns in one run: the model it received, the one it is training, the gate's state, the counters.
+
+Knows strategies and numbers, no messages. `Device` owns one per run and throws it away with the run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from statistics import median
+from typing import Any
+
+from hermes_iot.algorithms.strategies.base import Decision, Strategy
+from hermes_iot.algorithms.trees import is_finite
+from hermes_iot.domain import DeviceId, Params, Trained, TrainJob, stable_int
+from hermes_iot.protocol.messages import Allocation, RunManifest
+
+#: The iteration time reported is the median of so many; one slow iteration (another process, a GC) is not a trend.
+_TIMES_KEPT = 5
+
+
+class Learner:
+    """Mutable, owned by one `Device`.
+
+    Attributes:
+        base, base_version: the model last received; None before the first.
+        iterations, published, mini_batches, diverged: counters of this process in this run.
+        since_push: local iterations since the last push.
+        decision, loss: of the newest iteration.
+    """
+
+    def __init__(self, manifest: RunManifest, strategy: Strategy[Any, Any], device: DeviceId) -> None:
+        self._manifest = manifest
+        self._strategy = strategy
+        self._who = stable_int(device)
+        self._policy: Any = None
+        self._params: Params | None = None
+        self._arrived: tuple[int, Params] | None = None
+        self._rate_scale = 1.0
+        self._times: deque[float] = deque(maxlen=_TIMES_KEPT)
+        self.base: Params | None = None
+        self.base_version = 0
+        self.decision = Decision(push=False, why="")
+        self.loss: float | None = None
+        self.iterations = 0
+        self.since_push = 0
+        self.published = 0
+        self.mini_batches = 0
+        self.diverged = 0
+
+    @property
+    def iteration_s(self) -> float:
+        """Typical seconds of one iteration under the allocation in force; 0 when not known yet."""
+        return median(self._times) if self._times else 0.0
+
+    def adopt(self, version: int, vector: Params) -> None:
+        """Train from the fleet's model from now on."""
+        if self._policy is None:
+            self._policy = self._strategy.device_start(vector)
+        self.base = self._params = vector
+        self.base_version = version
+        self._arrived = None
+
+    def adopt_later(self, version: int, vector: Params) -> None:
+        """The same, at the end of the iteration that is running."""
+        self._arrived = (version, vector)
+
+    def reallocated(self) -> None:
+        """Another allocation is in force: earlier times say nothing about it."""
+        self._times.clear()
+
+    def job(self, allocation: Allocation, shard: str, session: int) -> TrainJob | None:
+        """The next iteration; None without a model."""
+        if self._params is None:
+            return None
+        manifest = self._manifest
+        return TrainJob(
+            start=self._params,
+            samples=allocation.samples,
+            batch=allocation.batch,
+            epochs=manifest.epochs,
+            learning_rate=manifest.learning_rate * self._rate_scale,
+            sampling=manifest.data.sampling,
+            gate_split=manifest.data.gate_split,
+            rows=allocation.rows,
+            shard=shard,
+            key=(manifest.seed, self._who, session, self.iterations),
+            slice_key=(manifest.seed, self._who),
+        )
+
+    def take(self, result: Trained, seconds: float) -> Decision:
+        """Count one iteration and ask the gate. A diverged one is never pushed: back to the base at half the rate."""
+        # The first iteration of a process pays for lazy initialisation and says nothing about the board's speed.
+        if self.iterations > 0:
+            self._times.append(seconds)
+        self.iterations += 1
+        self.since_push += 1
+        self.mini_batches += result.mini_batches
+        finite = math.isfinite(result.loss) and is_finite(result.params)
+        self.loss = result.loss if math.isfinite(result.loss) else None
+        if self._arrived is not None:
+            # The answer to an earlier push came while this iteration ran: the fleet's model wins over local work.
+            self.adopt(*self._arrived)
+            self.decision = Decision(push=False, why="superseded")
+        elif not finite and self.base is not None:
+            self.diverged += 1
+            self._rate_scale *= 0.5
+            self._params = self.base
+            self._policy = self._strategy.device_start(self.base)
+            self.decision = Decision(push=False, why="diverged")
+        else:
+            self._rate_scale = 1.0
+            self._params = result.params
+            self._policy, self.decision = self._strategy.observe(self._policy, result)
+        return self.decision
+
+    def contribution(self) -> tuple[Params, int]:
+        """The vector to push, and the local iterations it stands for."""
+        if self.base is None or self._params is None:
+            raise AssertionError("a push needs a model to start from")
+        self._policy, vector = self._strategy.contribution(self._policy, base=self.base, params=self._params)
+        iterations, self.since_push = self.since_push, 0
+        self.published += 1
+        return vector, iterations
