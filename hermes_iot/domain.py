@@ -40,6 +40,9 @@ GateSplit = Literal["fresh", "fixed"]
 
 Split = Literal["validation", "test"]
 
+#: How much a device says of each iteration: nothing, every tenth, every one.
+Telemetry = Literal["off", "sampled", "full"]
+
 #: How a vector's numbers are written as bytes.
 Codec = Literal["fp32", "fp16"]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hermes_iot.algorithms.compression import pack, unpack
@@ -221,6 +221,34 @@ class Coordinator:
         self.manifest = replace(self.manifest, state=state, reason=reason)
         effects: list[Effect] = [*self._keyframe(now), Send(message=self.manifest), *self._checkpoint(now)]
         return [*effects, self._announce(now), Record(event="finished", fields={"reason": reason})]
+
+    def summary(self, test: Score) -> dict[str, Any]:
+        """The run in numbers. `test` is the final model's score on the test rows."""
+        members = sorted(self.members.values(), key=lambda member: member.index)
+        totals = [member.totals() for member in members]
+        iterations = sum(one.iterations for one in totals)
+        update_bytes, reply_bytes = self.tally.means()
+        return {
+            "accuracy": test.accuracy,
+            "loss": test.loss,
+            "validation_accuracy": self.score.accuracy if self.score is not None else None,
+            "model_version": self.version,
+            "devices": [member.summary() for member in members],
+            "iterations": iterations,
+            "updates_published": sum(one.published for one in totals),
+            "updates_received": self.tally.received,
+            "updates_applied": self.tally.applied,
+            "updates_duplicate": self.tally.duplicate,
+            "updates_stale": self.tally.stale,
+            "updates_rejected": self.tally.rejected,
+            "reasons": dict(self.tally.reasons),
+            "bytes_up": sum(one.bytes_up for one in totals),
+            "bytes_down": sum(one.bytes_down for one in totals),
+            # The same iterations under BSP: each would have sent one update and fetched one model of these sizes.
+            "bytes_bsp": round(iterations * (update_bytes + reply_bytes)),
+            "bytes_by_kind": {"up": dict(self.tally.up), "down": dict(self.tally.down)},
+            "wall_s": self.progress.elapsed_s,
+        }
 
     # --- messages -------------------------------------------------------------------------------------------------
 
@@ -496,7 +524,12 @@ class Coordinator:
 
     def _remember(self, member: Member) -> Effect:
         allocation = member.allocation
-        row = {"session": member.session, "online": member.online, "index": member.index}
+        row = {
+            "session": member.session,
+            "seq": member.handled[1] if member.handled[0] == member.session else 0,
+            "counters": asdict(member.totals()),
+            "status": "online" if member.online else "offline",
+        }
         allocations = {} if allocation is None else {str(member.device): allocation}
         return Remember(devices={member.device: row}, allocations=allocations)
 

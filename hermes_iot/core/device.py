@@ -218,6 +218,14 @@ class Device:
         effects += self._proceed(now)
         return [*effects, *self._refresh(now)]
 
+    def untrainable(self, why: str, *, now: float) -> list[Effect]:
+        """The job contradicts the data at hand (an allocation of rows that are not there): wait for another one."""
+        self._busy = False
+        self._discard_result = False
+        self._shelf.reject()
+        ignored = self._ignore("allocation that cannot be trained on", why)
+        return [*ignored, *self._proceed(now), *self._refresh(now)]
+
     def stop(self, reason: str, *, now: float) -> list[Effect]:
         """Leave in good order: last state, explicit offline, quit."""
         self.phase = "finished"

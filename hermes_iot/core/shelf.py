@@ -33,6 +33,10 @@ class Shelf:
         self.allocation, self._next = self._next, None
         return True
 
+    def reject(self) -> None:
+        """The allocation in force cannot be trained on; wait for another."""
+        self.allocation = None
+
     def wanted(self) -> list[str]:
         """Shards to look for now, each named once."""
         names: list[str] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from hermes_iot.protocol.messages import Outcome
@@ -50,6 +50,11 @@ class Tally:
         """Model and data traffic, both ways."""
         return sum(side[kind] for side in (self.up, self.down) for kind in ("model", "data"))
 
+    def means(self) -> tuple[float, float]:
+        """Mean payload bytes of one update and of one answer, chunk headers included; 0 before the first."""
+        update = self.update_bytes / self.update_messages if self.update_messages else 0.0
+        return update, self.reply_bytes / self.reply_messages if self.reply_messages else 0.0
+
     def count(self, outcome: Outcome, reason: str = "") -> None:
         """One update met its end."""
         setattr(self, outcome, getattr(self, outcome) + 1)
@@ -68,7 +73,8 @@ class Tally:
 
     def dump(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {name: dict(value) if isinstance(value, Counter) else value for name, value in asdict(self).items()}
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in values.items()}
 
     @classmethod
     def load(cls, mapping: Mapping[str, Any]) -> Tally:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hermes_iot.domain import Codec, DataMode, GateSplit, Ranges, Sampling
+from hermes_iot.domain import Codec, DataMode, GateSplit, Ranges, Sampling, Telemetry
 from hermes_iot.protocol.schema import (
     ChunkBytes,
     Count,
@@ -114,7 +114,7 @@ class RunManifest:
     learning_rate: Rate
     codec: Codec
     chunk_bytes: ChunkBytes
-    telemetry: Literal["off", "sampled", "full"] = "off"
+    telemetry: Telemetry = "off"
     reason: Text = ""
     software: Text = ""
     v: Literal[1] = 1

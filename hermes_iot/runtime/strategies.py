@@ -1,0 +1,116 @@
+"""Finds a synchronisation strategy by name and builds it from constants: built in, installed, or a file of one's own.
+
+A name from the wire resolves to what is built in or installed; a file runs only when the person at this machine named
+it. Constants are checked strictly against the strategy's own `Config`, wherever they come from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from hermes_iot.algorithms.strategies import STRATEGIES
+from hermes_iot.algorithms.strategies.base import Strategy
+from hermes_iot.config import check_nested
+from hermes_iot.errors import Incompatible, ProtocolError, UsageError
+from hermes_iot.protocol.messages import StrategyInfo
+from hermes_iot.protocol.schema import from_mapping, to_mapping
+from hermes_iot.training.sources import load_file, load_module, source_sha256
+
+#: An installed package offers a strategy by an entry point of this group whose value names a module.
+ENTRY_POINTS: Final = "hermes_iot.strategies"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A strategy's module. `source_sha256` is empty for a built-in one: the software's version speaks for it."""
+
+    name: str
+    module: ModuleType
+    source_sha256: str = ""
+
+    def build(self, constants: Mapping[str, Any]) -> tuple[Strategy[Any, Any], StrategyInfo]:
+        """The strategy of these constants, and how a manifest names it.
+
+        Raises:
+            UsageError: an unknown or impossible constant.
+        """
+        kind = self.module.Config
+        check_nested(constants, kind, where=self.name)
+        try:
+            config = from_mapping(constants, kind)
+        except ProtocolError as error:
+            raise UsageError(f"a constant of strategy {self.name!r} cannot be used", why=str(error)) from error
+        info = StrategyInfo(name=self.name, source_sha256=self.source_sha256, constants=to_mapping(config))
+        return self.module.build_strategy(config), info
+
+
+def resolve(name: str, *, trusted: bool = True) -> Found:
+    """Find a strategy.
+
+    Raises:
+        UsageError: there is none of this name, or it lacks `Config` or `build_strategy`.
+        Incompatible: an untrusted name is neither built in nor installed.
+    """
+    if name in STRATEGIES:
+        return _checked(Found(name=name, module=importlib.import_module(STRATEGIES[name])))
+    installed = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    module: ModuleType | None = None
+    if name in installed:
+        module = importlib.import_module(installed[name].module)
+    elif not trusted:
+        raise Incompatible(
+            f"this run's strategy {name[:80]!r} is not installed here",
+            why="a name from the network never loads a file or module",
+            mend="If you have its source, start the device with --strategy NAME (the path or module on this machine)",
+        )
+    elif name.endswith(".py") or os.sep in name:
+        module, name = load_file(Path(name).expanduser()), Path(name).name
+    elif "." in name:
+        module = load_module(name, Path.cwd())
+    if module is None:
+        near = difflib.get_close_matches(name, [*STRATEGIES, *installed], n=1)
+        mend = f"Did you mean {near[0]!r}?" if near else "One of your own is given as path/to/file.py"
+        known = ", ".join(sorted([*STRATEGIES, *installed]))
+        raise UsageError(f"there is no strategy {name!r}", why=f"known are {known}", mend=mend)
+    return _checked(Found(name=name, module=module, source_sha256=source_sha256(module, f"strategy {name}")))
+
+
+def from_manifest(info: StrategyInfo, given: str | None) -> Strategy[Any, Any]:
+    """A device's half: what the manifest names, or the person's own file when its source is the coordinator's.
+
+    Raises:
+        Incompatible: not to be had here, of another source, or its constants do not fit.
+        UsageError: the person's file is wrong.
+    """
+    found = resolve(given) if given is not None else resolve(info.name, trusted=False)
+    if found.source_sha256 != info.source_sha256:
+        raise Incompatible(
+            f"strategy {info.name!r} here is not the coordinator's",
+            why="its source hashes to another value",
+            mend="Copy the coordinator's file, or install the same version of hermes-iot",
+        )
+    try:
+        return found.build(info.constants)[0]
+    except UsageError as error:
+        raise Incompatible(
+            f"the constants of strategy {info.name!r} do not fit this version", why=str(error)
+        ) from error
+
+
+def _checked(found: Found) -> Found:
+    config, build = getattr(found.module, "Config", None), getattr(found.module, "build_strategy", None)
+    if not (isinstance(config, type) and is_dataclass(config) and callable(build)):
+        raise UsageError(
+            f"strategy {found.name!r} is incomplete",
+            why="a strategy's module has a dataclass Config and a function build_strategy(config)",
+            mend="See examples/custom_strategy.py",
+        )
+    return found
