@@ -137,8 +137,10 @@ class MosquittoBroker:
                 self._port = self._free_port() if self._port is None else self._port
                 try:
                     self._launch(binary, self._directory, self._port)
-                except BrokerError:  # somebody took the free port since we looked: another one, unless it was asked for
-                    if left == 0 or self._wanted_port is not None or "Address already in use" not in self.log:
+                except (
+                    BrokerError
+                ) as error:  # a free port may be gone by now: take another, unless this one was asked for
+                    if left == 0 or self._wanted_port is not None or "in use" not in str(error):
                         raise
                     self._port = None
                 else:
@@ -263,7 +265,9 @@ def _make_reachable(directory: Path, account: pwd.struct_passwd | None) -> None:
             os.chown(directory, account.pw_uid, account.pw_gid)
     except OSError as error:
         raise UsageError(f"directory {directory} cannot be used", why=error.strerror or str(error)) from error
-    for parent in directory.parents if account is not None else ():
+    if account is None:
+        return
+    for parent in directory.parents:
         status = parent.stat()
         if status.st_uid != account.pw_uid and not status.st_mode & stat.S_IXOTH:
             raise UsageError(

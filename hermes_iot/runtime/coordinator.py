@@ -20,6 +20,7 @@ from hermes_iot.core.effects import Checkpoint, Effect, Quit, Record, Remember, 
 from hermes_iot.domain import RunId, Sizing
 from hermes_iot.errors import IdConflict, Incompatible, ProtocolError
 from hermes_iot.protocol import codec
+from hermes_iot.protocol.limits import Limits
 from hermes_iot.protocol.messages import CoordinatorStatus, DataInfo, ModelInfo, RunManifest
 from hermes_iot.protocol.topics import Topics
 from hermes_iot.protocol.wire import ROUTES
@@ -133,8 +134,7 @@ class CoordinatorRunner:
             BrokerError: the broker cannot be reached.
             IdConflict: another coordinator is online.
         """
-        if not self._takeover:
-            self._preflight()
+        look_for_leader(self.topics, self._connect, takeover=self._takeover)
         death = CoordinatorStatus(state="offline", session=self._session, run=self.run_id)
         will = Will(topic=self.topics.all("coordinator"), payload=codec.encode_json(death))
         transport = self._connect(f"{self.fleet}-coordinator", will)
@@ -143,39 +143,6 @@ class CoordinatorRunner:
         transport.subscribe(self.topics.of_coordinator())
         transport.start(self.inbox.deliver, timeout_s=CONNECT_TIMEOUT_S)
         self._running = True
-
-    def _preflight(self) -> None:
-        """Read who leads, under a client id of our own: connecting under the common one would push them out."""
-        seen: list[CoordinatorStatus] = []
-        fenced = threading.Event()
-        me = f"{self.fleet}-look-{secrets.token_hex(4)}"
-        fence, leader = self.topics.up(me[-64:], "rsp"), self.topics.all("coordinator")
-
-        def look(event: object) -> None:
-            if isinstance(event, Delivery) and event.topic == fence:
-                fenced.set()
-            elif isinstance(event, Delivery) and event.topic == leader and event.payload:
-                try:
-                    seen.append(
-                        codec.decode_json(event.payload, CoordinatorStatus, Link(self.topics, transport).wire.limits)
-                    )
-                except ProtocolError as error:
-                    log.warning("dropped topic=%s reason=%s", event.topic, error.reason)
-
-        transport = self._connect(me, None)
-        try:
-            # The broker answers in order: once our own word is back, the retained one before it has been delivered.
-            transport.subscribe((leader, fence))
-            transport.start(look, timeout_s=CONNECT_TIMEOUT_S)
-            transport.publish(fence, b"{}")
-            fenced.wait(PREFLIGHT_S)
-        finally:
-            transport.close()
-        if seen and seen[-1].state == "online":
-            raise IdConflict(
-                f"fleet {self.fleet!r} is already led from host {seen[-1].host!r} (run {seen[-1].run!r})",
-                mend="Stop that coordinator, use another --fleet, or take over with --takeover",
-            )
 
     def run(self) -> dict[str, Any] | None:
         """Lead the run to its end: its summary, or None when it was stopped before and can be resumed."""
@@ -313,6 +280,49 @@ class CoordinatorRunner:
             about=about,
         )
         return summary
+
+
+def look_for_leader(topics: Topics, connect: Callable[[str, Will | None], Transport], *, takeover: bool) -> None:
+    """Make sure that there is a broker and that nobody leads the fleet (somebody may when we are to take over).
+
+    Under a client id of its own: connecting under the coordinator's would push the other one out.
+
+    Raises:
+        BrokerError: the broker cannot be reached.
+        IdConflict: another coordinator is online.
+    """
+    seen: list[bytes] = []
+    fenced = threading.Event()
+    me = f"look-{secrets.token_hex(8)}"
+    fence, leader = topics.up(me, "rsp"), topics.all("coordinator")
+
+    def look(event: object) -> None:
+        if isinstance(event, Delivery) and event.topic == fence:
+            fenced.set()
+        elif isinstance(event, Delivery) and event.topic == leader and event.payload:
+            seen.append(event.payload)
+
+    transport = connect(me, None)
+    try:
+        # The broker answers in order: once our own word is back, the retained one before it has been delivered.
+        transport.subscribe((leader, fence))
+        transport.start(look, timeout_s=CONNECT_TIMEOUT_S)
+        transport.publish(fence, b"{}")
+        fenced.wait(PREFLIGHT_S)
+    finally:
+        transport.close()
+    if takeover or not seen:
+        return
+    try:
+        status = codec.decode_json(seen[-1], CoordinatorStatus, Limits())
+    except ProtocolError as error:
+        log.warning("dropped topic=%s reason=%s", leader, error.reason)
+        return
+    if status.state == "online":
+        raise IdConflict(
+            f"fleet {topics.fleet!r} is already led from host {status.host!r} (run {status.run!r})",
+            mend="Stop that coordinator, use another --fleet, or take over with --takeover",
+        )
 
 
 def _manifest(run: str, config: RunConfig, bench: Bench, strategy: Any) -> RunManifest:

@@ -166,7 +166,7 @@ class DeviceRunner:
         death = DeviceStatus(state="offline", session=self.machine.memory.session, reason="connection lost")
         topic = self.topics.up(self.config.device, "status")
         will = Will(topic=topic, payload=codec.encode_json(death), delay_s=WILL_DELAY_S)
-        transport = self._connect(f"{self.config.fleet}-{self.config.device}", will)
+        transport = self._connect(self.config.device, will)
         self._link = Link(self.topics, transport)
         transport.subscribe(self.topics.of_device(self.config.device))
         transport.start(self.inbox.deliver, timeout_s=CONNECT_TIMEOUT_S)

@@ -6,12 +6,16 @@ loop's thread, never silently in the worker's.
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from hermes_iot.runtime.loop import Inbox
+
+#: How long a process that was told to leave waits for the iteration that is running.
+LEAVE_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,29 +32,36 @@ class Worker(Protocol):
         """Run `work`; what it returns, or `Failed`, is posted."""
 
     def close(self) -> None:
-        """Wait for the work that is running and start no more."""
+        """Start no more work, and wait a little for what is running."""
 
 
 class ThreadWorker:
-    """One thread beside the loop."""
+    """One daemon thread beside the loop: an iteration may take minutes, and must not hold up a process that leaves."""
 
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")
+        self._work: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="training", daemon=True)
+        self._thread.start()
 
     def submit(self, work: Callable[[], object]) -> None:
         """See `Worker`."""
-        self._executor.submit(work).add_done_callback(self._done)
+        self._work.put(work)
 
     def close(self) -> None:
         """See `Worker`."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._closed = True
+        self._work.put(None)
+        self._thread.join(LEAVE_S)
 
-    def _done(self, future: Future[object]) -> None:
-        if future.cancelled():
-            return
-        error = future.exception()
-        self._inbox.post(future.result() if error is None else Failed(error))
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None and not self._closed:
+            try:
+                event = work()
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the loop's thread must hear of it
+                event = Failed(error)
+            self._inbox.post(event)
 
 
 class InlineWorker:

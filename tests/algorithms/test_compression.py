@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from hermes_iot.algorithms.compression import CODINGS, pack, unpack
+from hermes_iot.domain import Codec
+from hermes_iot.errors import ProtocolError
+
+repeatable = settings(derandomize=True, deadline=None)
+finite32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
+vectors = hnp.arrays(np.float32, st.integers(0, 30), elements=finite32)
+codecs = st.sampled_from(sorted(CODINGS))
+
+
+def vector(*values):
+    return np.array(values, dtype=np.float32)
+
+
+def test_every_codec_of_the_domain_has_a_coding_and_no_other_has():
+    assert set(CODINGS) == set(get_args(Codec))
+
+
+def test_the_bytes_are_frozen():
+    tiny = vector(1.0, -2.0, 0.1, -0.0, 1e6)
+    assert pack(tiny, "fp32").hex(" ", 4) == "0000803f 000000c0 cdcccc3d 00000080 00247449"
+    assert pack(tiny, "fp16").hex(" ", 2) == "003c 00c0 662e 0080 ff7b"
+
+
+@repeatable
+@given(sent=vectors)
+def test_fp32_gives_back_every_bit(sent):
+    assert unpack(pack(sent, "fp32"), "fp32", sent.size).tobytes() == sent.tobytes()
+
+
+@repeatable
+@given(sent=vectors)
+def test_fp16_is_within_half_a_step_of_what_was_sent_up_to_its_largest_number(sent):
+    received = unpack(pack(sent, "fp16"), "fp16", sent.size)
+    clamped = np.clip(sent.astype(np.float64), -65504, 65504)
+    # 11 significant bits; below 2**-14 the steps are 2**-24
+    assert np.all(np.abs(received - clamped) <= np.maximum(np.abs(clamped) * 2.0**-11, 2.0**-25))
+
+
+@repeatable
+@given(sent=vectors, codec=codecs)
+def test_what_was_decoded_once_travels_without_further_loss(sent, codec):
+    once = unpack(pack(sent, codec), codec, sent.size)
+    assert unpack(pack(once, codec), codec, sent.size).tobytes() == once.tobytes()
+
+
+@repeatable
+@given(sent=vectors, codec=codecs)
+def test_a_body_is_as_long_as_its_coding_says(sent, codec):
+    assert len(pack(sent, codec)) == CODINGS[codec].body_bytes(sent.size)
+
+
+def test_fp16_rounds_halves_to_even():
+    # between 1 and 2 the steps are 2**-10
+    assert unpack(pack(vector(1 + 2**-11, 1 + 3 * 2**-11), "fp16"), "fp16", 2).tolist() == [1.0, 1 + 2 * 2**-10]
+
+
+def test_fp16_clamps_where_the_cast_alone_would_give_infinity():
+    assert unpack(pack(vector(65520, -3e38), "fp16"), "fp16", 2).tolist() == [65504.0, -65504.0]
+
+
+@pytest.mark.parametrize("codec", sorted(CODINGS))
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_vector_that_is_not_finite_is_never_packed(codec, bad):
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        pack(vector(1, bad), codec)
+
+
+def test_only_flat_float32_vectors_are_packed():
+    for wrong in (np.zeros(2), np.zeros((1, 2), np.float32), np.zeros(2, ">f4")):
+        with pytest.raises(ValueError, match="flat float32"):
+            pack(wrong, "fp32")
+
+
+@pytest.mark.parametrize(("codec", "length"), [("fp32", 11), ("fp32", 16), ("fp32", 0), ("fp16", 5), ("fp16", 12)])
+def test_a_body_of_another_length_is_refused(codec, length):
+    with pytest.raises(ProtocolError) as caught:
+        unpack(bytes(length), codec, 3)
+    assert caught.value.reason == "size"
+
+
+def test_a_huge_claimed_size_is_refused_before_anything_is_allocated():
+    with pytest.raises(ProtocolError) as caught:
+        unpack(b"\0" * 8, "fp32", 2**60)
+    assert caught.value.reason == "size"
+
+
+def test_an_unknown_codec_is_refused():
+    with pytest.raises(ProtocolError) as caught:
+        unpack(b"", "fp8" * 1000, 0)
+    assert caught.value.reason == "codec"
+    assert len(str(caught.value)) < 80
+
+
+@pytest.mark.parametrize(
+    ("codec", "body"), [("fp16", "007c"), ("fp16", "017e"), ("fp32", "0000807f"), ("fp32", "0000c0ff")]
+)
+def test_a_number_that_is_not_finite_is_refused_unless_allowed(codec, body):
+    with pytest.raises(ProtocolError) as caught:
+        unpack(bytes.fromhex(body), codec, 1)
+    assert caught.value.reason == "finite"
+    assert not np.isfinite(unpack(bytes.fromhex(body), codec, 1, allow_nonfinite=True)).any()
+
+
+@pytest.mark.parametrize("codec", sorted(CODINGS))
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_the_decoded_vector_is_writable_and_its_own_whatever_holds_the_body(codec, kind):
+    body = kind(pack(vector(1, 2), codec))
+    first = unpack(body, codec, 2)
+    first[0] = 9
+    assert first.dtype == np.float32
+    assert unpack(body, codec, 2).tolist() == [1.0, 2.0]
+
+
+@repeatable
+@given(body=st.binary(max_size=40), codec=codecs, size=st.integers(0, 20))
+def test_hostile_bytes_give_a_finite_vector_or_a_protocol_error(body, codec, size):
+    reason = None
+    try:
+        received = unpack(body, codec, size)
+    except ProtocolError as error:
+        reason = error.reason
+    if len(body) != CODINGS[codec].body_bytes(size):
+        assert reason == "size"
+    else:
+        assert reason == "finite" or (received.shape == (size,) and np.isfinite(received).all())
