@@ -1,16 +1,19 @@
 """Messages to bytes and back: JSON for what people read, msgpack for tensors. The only home of msgpack and zstd.
 
-A tensor message is one msgpack map with a binary ``body``. The body may be zstd-compressed: then ``packing`` says so
-and ``body_bytes`` gives its inflated length. It stays plain when zstd would not make it smaller.
+A tensor message is one flat msgpack map, scalars and one binary ``body``. The body may be zstd-compressed: then
+``packing`` says so and ``body_bytes`` gives its inflated length. It stays plain when zstd would not make it smaller.
 
-Hostile input is the rule, not the exception: sizes are bounded before anything is unpacked (`unpackb` with its
-default limits turns 2 MB of empty maps into 133 MiB), duplicate keys are refused, the inflated size is checked in
-the frame header first and again by the bounded decompressor (zstandard ignores its own bound when the frame states
-its size), and the schema check sees only plain scalars. No pickle, no extension types, no code.
+Hostile input is the rule, not the exception: sizes are bounded before anything is unpacked. `unpackb` with its default
+limits turns 2 MB of empty maps into 133 MiB; a bound on each container's length still lets them nest by the million,
+so only a flat map is read: no arrays, no map inside the map (v1 can grow by scalar fields only). Duplicate keys are
+refused, the inflated size is checked in the frame header first and again by the bounded decompressor (zstandard
+ignores its own bound when the frame states its size), one frame fills the body, and the schema check sees only plain
+scalars. No pickle, no extension types, no code. An error quotes what a peer sent only shortened and escaped.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import msgpack
@@ -19,7 +22,7 @@ import zstandard
 from hermes_iot.errors import ProtocolError
 from hermes_iot.protocol.limits import Limits
 from hermes_iot.protocol.messages import VERSION, Chunk, TensorMessage
-from hermes_iot.protocol.schema import from_json, from_mapping, to_json, to_mapping
+from hermes_iot.protocol.schema import brief, from_json, from_mapping, to_json, to_mapping
 
 T = TypeVar("T")
 Tensor = TypeVar("Tensor", bound=TensorMessage)
@@ -46,8 +49,9 @@ def decode_json(payload: bytes, kind: type[T], limits: Limits) -> T:
     try:
         return from_json(payload, kind)
     except ProtocolError as error:
-        if error.reason == "schema" and "`$.v`" in str(error):
-            raise ProtocolError("version", _foreign_version(kind)) from error
+        # Another version may differ in any field, and only the first fault is reported: look at `v` by itself.
+        if error.reason == "schema" and _declared_version(payload) not in (None, VERSION):
+            raise ProtocolError("version", _foreign_version(kind.__name__)) from error
         raise
 
 
@@ -75,14 +79,16 @@ def decode_tensors(payload: bytes, kind: type[Tensor], limits: Limits) -> Tensor
         raise ProtocolError("size", f"{kind.__name__} of {len(payload)} bytes, at most {limits.message_bytes_max}")
     mapping = _unpack(payload, kind.__name__)
     packing, raw_bytes = mapping.pop("packing", None), mapping.pop("body_bytes", None)
-    if type(raw_bytes) is not int or not 0 <= raw_bytes <= limits.inflated_bytes_max:
-        raise ProtocolError("inflate", f"{kind.__name__} claims a body of {raw_bytes!r} bytes")
+    if type(raw_bytes) is not int or raw_bytes < 0 or packing not in ("none", "zstd"):
+        raise ProtocolError("schema", f"{kind.__name__} says neither 'none' nor 'zstd', or no length of its body")
+    if raw_bytes > limits.inflated_bytes_max:
+        raise ProtocolError("inflate", f"{kind.__name__} of {raw_bytes} bytes, at most {limits.inflated_bytes_max}")
     message = from_mapping(mapping, kind)
     if packing == "zstd":
         mapping["body"] = _inflate(message.body, raw_bytes)
         return from_mapping(mapping, kind)
-    if packing != "none" or len(message.body) != raw_bytes:
-        raise ProtocolError("schema", f"{kind.__name__} has packing {packing!r} and {len(message.body)} body bytes")
+    if len(message.body) != raw_bytes:
+        raise ProtocolError("schema", f"{kind.__name__} has {len(message.body)} body bytes, declares {raw_bytes}")
     return message
 
 
@@ -116,15 +122,18 @@ def _unpack(payload: bytes, name: str) -> dict[str, Any]:
             payload,
             raw=False,
             strict_map_key=True,
-            object_pairs_hook=_unique,
+            object_pairs_hook=_OnlyMap(),
+            ext_hook=_no_extension,
             max_str_len=_TEXT_BYTES_MAX,
-            max_array_len=_FIELDS_MAX,
+            max_array_len=0,
             max_map_len=_FIELDS_MAX,
             max_ext_len=0,
         )
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
-        # StackError, FormatError, ExtraData, OutOfData and bad UTF-8 are all ValueErrors or UnpackExceptions.
-        raise ProtocolError("msgpack", f"{name} is not msgpack within bounds: {error!r:.120}") from error
+        # StackError, FormatError, ExtraData, OutOfData and bad UTF-8 are all ValueErrors or UnpackExceptions. Never
+        # their repr: some of them quote the whole payload in it.
+        what = f"{type(error).__name__} {brief(error)}"
+        raise ProtocolError("msgpack", f"{name} is not msgpack within bounds: {what}") from error
     if not isinstance(mapping, dict):
         raise ProtocolError("msgpack", f"{name} is a {type(mapping).__name__}, not a map")
     if mapping.get("v") != VERSION:
@@ -132,11 +141,25 @@ def _unpack(payload: bytes, name: str) -> dict[str, Any]:
     return mapping
 
 
-def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    mapping = dict(pairs)
-    if len(mapping) != len(pairs):
-        raise ValueError("a key stands twice")
-    return mapping
+class _OnlyMap:
+    """Makes one dict of one map. An inner map is complete before its outer one: the second call unmasks it."""
+
+    def __init__(self) -> None:
+        self._seen = False
+
+    def __call__(self, pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+        if self._seen:
+            raise ValueError("a map inside the map")
+        self._seen = True
+        mapping = dict(pairs)
+        if len(mapping) != len(pairs):
+            raise ValueError("a key stands twice")
+        return mapping
+
+
+def _no_extension(code: int, _data: bytes) -> None:
+    # max_ext_len=0 alone lets empty ones through.
+    raise ValueError(f"extension type {code}")
 
 
 def _inflate(body: bytes, raw_bytes: int) -> bytes:
@@ -144,14 +167,25 @@ def _inflate(body: bytes, raw_bytes: int) -> bytes:
         declared = zstandard.frame_content_size(body)
         if declared != raw_bytes:
             raise ProtocolError("inflate", f"zstd frame declares {declared} bytes, the message {raw_bytes}")
-        inflated = zstandard.ZstdDecompressor().decompress(body, max_output_size=raw_bytes)
+        inflated = zstandard.ZstdDecompressor().decompress(body, max_output_size=raw_bytes, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise ProtocolError("inflate", f"damaged zstd frame: {error}") from error
+        raise ProtocolError("inflate", f"damaged zstd frame: {brief(error)}") from error
     if len(inflated) != raw_bytes:
         raise ProtocolError("inflate", f"inflated to {len(inflated)} bytes, declared {raw_bytes}")
     return inflated
 
 
-def _foreign_version(kind: object) -> str:
-    name = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Versioned:
+    v: int | None = None
+
+
+def _declared_version(payload: bytes) -> int | None:
+    try:
+        return from_json(payload, _Versioned).v
+    except ProtocolError:
+        return None
+
+
+def _foreign_version(name: str) -> str:
     return f"{name} of another protocol version; this side speaks {VERSION}: run the same hermes-iot on both sides"

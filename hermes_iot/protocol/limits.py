@@ -16,6 +16,10 @@ CHUNK_BYTES_DEFAULT: Final = 120_000
 #: Room left in a broker's maximum packet for the MQTT header, the topic and the chunk header.
 PACKET_OVERHEAD_BYTES: Final = 4096
 
+#: What the bookkeeping of one half-received message costs beside its bytes, and of each of its parts (CPython, measured).
+TRANSFER_BYTES: Final = 1024
+TRANSFER_PART_BYTES: Final = 256
+
 #: Numbers that cross JSON stay exact in every language (IEEE double).
 INTEGER_MAX: Final = 2**53 - 1
 
@@ -29,9 +33,12 @@ class Limits:
         message_bytes_max: one tensor message, reassembled (reason ``size``).
         inflated_bytes_max: one body after zstd (reason ``inflate``).
         parts_max: chunks of one message (reason ``parts``).
-        transfers_per_device_max: half-received messages kept per sender (reason ``transfers``).
-        transfers_bytes_max: bytes of all half-received messages together (reason ``memory``).
-        transfer_deadline_s: a half-received message that grows no more is dropped after this (reason ``deadline``).
+        transfers_per_device_max: half-received messages kept per sender; its oldest gives way (counted by
+            `Reassembler.displaced`).
+        transfers_bytes_max: bytes of all half-received messages together, bookkeeping included; one sender may hold
+            half of it (reason ``memory``). The default takes two messages of the largest size in the most parts.
+        transfer_deadline_s: a half-received message that grows no more is dropped after this (counted by
+            `Reassembler.expire`).
         devices_max: devices a coordinator will know (reason ``devices``).
     """
 
@@ -40,6 +47,6 @@ class Limits:
     inflated_bytes_max: int = 256 * 1024 * 1024
     parts_max: int = 16_384
     transfers_per_device_max: int = 4
-    transfers_bytes_max: int = 512 * 1024 * 1024
+    transfers_bytes_max: int = 528 * 1024 * 1024
     transfer_deadline_s: float = 120.0
     devices_max: int = 100_000

@@ -2,13 +2,14 @@
 
 msgspec checks a JSON or msgpack mapping against a plain frozen dataclass in C, strictly (no "1" for 1), ignores
 fields it does not know (a newer minor version may add some) and names the path of what is wrong. It is the only
-home of msgspec.
+home of msgspec. A key that stands twice in a JSON object is read as its last value: msgspec is the only reader on
+both sides, so nobody can be shown one value and made to obey another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -32,6 +33,8 @@ Slowdown = Annotated[float, Meta(ge=1.0, le=1e6)]
 ChunkBytes = Annotated[int, Meta(ge=1024, le=2**28)]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 
+_BRIEF_CHARS: Final = 200
+
 
 def from_json(payload: bytes, kind: type[T]) -> T:
     """Decode and check one JSON document.
@@ -42,9 +45,9 @@ def from_json(payload: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(payload, type=kind)
     except msgspec.ValidationError as error:
-        raise ProtocolError("schema", f"not a valid {kind.__name__}: {error}") from error
+        raise ProtocolError("schema", f"not a valid {kind.__name__}: {brief(error)}") from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise ProtocolError("json", f"not JSON: {error}") from error
+        raise ProtocolError("json", f"not JSON: {brief(error)}") from error
 
 
 def from_mapping(mapping: Mapping[str, Any], kind: type[T]) -> T:
@@ -54,9 +57,16 @@ def from_mapping(mapping: Mapping[str, Any], kind: type[T]) -> T:
         ProtocolError: ``schema`` with the path of the first thing wrong.
     """
     try:
-        return msgspec.convert(mapping, type=kind, strict=True)
+        # Without builtin_types a string would pass for bytes, read as base64.
+        return msgspec.convert(mapping, type=kind, strict=True, builtin_types=(bytes,))
     except (msgspec.ValidationError, RecursionError) as error:
-        raise ProtocolError("schema", f"not a valid {kind.__name__}: {error}") from error
+        raise ProtocolError("schema", f"not a valid {kind.__name__}: {brief(error)}") from error
+
+
+def brief(error: Exception) -> str:
+    """A library's complaint made fit for a log: it may quote the peer, so no control characters and no great length."""
+    text = str(error).encode("unicode_escape").decode("ascii")
+    return text if len(text) <= _BRIEF_CHARS else f"{text[: _BRIEF_CHARS - 60]} ... {text[-55:]}"
 
 
 def to_json(message: object) -> bytes:

@@ -16,6 +16,8 @@ from hermes_iot.errors import UsageError
 
 VERSION: Final = 1
 NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+#: One spelling per number: 07 is not 7.
+PART: Final = re.compile(r"0|[1-9][0-9]{0,5}")
 
 ALL: Final = frozenset({"coordinator", "run", "model"})
 DOWN: Final = frozenset({"alloc", "ack", "model", "data", "cmd"})
@@ -82,7 +84,12 @@ class Topics:
         return f"{self._root}/up/{device}/{channel}"
 
     def of_device(self, device: str) -> tuple[str, ...]:
-        """What a device subscribes to, without any wildcard (AWS does not deliver retained messages on one)."""
+        """What a device subscribes to, without any wildcard (AWS does not deliver retained messages on one).
+
+        Raises:
+            UsageError: `device` cannot be part of a topic.
+        """
+        check_name("device", device)
         return (
             self.all("run"),
             self.all("coordinator"),
@@ -114,7 +121,7 @@ class Topics:
         match topic[len(head) :].split("/"):
             case ["all", channel] if channel in ALL:
                 return Address(direction="all", channel=channel)
-            case ["all", "model", part] if part.isascii() and part.isdigit() and len(part) <= 6:  # noqa: PLR2004 - digits
+            case ["all", "model", part] if PART.fullmatch(part):
                 return Address(direction="all", channel="model_part", part=int(part))
             case ["down", device, channel] if channel in DOWN and NAME.fullmatch(device):
                 return Address(direction="down", channel=channel, device=DeviceId(device))

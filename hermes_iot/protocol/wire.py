@@ -1,6 +1,7 @@
 """Where a message goes and how: topic, quality of service, retention, expiry, one table for both directions.
 
-`Wire` is the pure middle between machines that speak in messages and a transport that moves bytes.
+`Wire` is the pure middle between machines that speak in messages and a transport that moves bytes. It refuses to send
+what no peer would take: an oversize packet would make the client reconnect and resend for ever.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from hermes_iot.domain import DeviceId
-from hermes_iot.errors import ProtocolError
+from hermes_iot.errors import ProtocolError, UsageError
 from hermes_iot.protocol import codec
-from hermes_iot.protocol.chunks import Reassembler, split
-from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT, Limits
+from hermes_iot.protocol.chunks import Reassembler, parts_for, split
+from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT, INTEGER_MAX, PACKET_OVERHEAD_BYTES, Limits
 from hermes_iot.protocol.messages import (
     Ack,
     Allocation,
@@ -33,7 +34,7 @@ from hermes_iot.protocol.messages import (
     TensorMessage,
     Update,
 )
-from hermes_iot.protocol.topics import Topics
+from hermes_iot.protocol.topics import Address, Topics, check_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,8 @@ ROUTES: Final[dict[type[Message], Route]] = {
     Response: Route(direction="up", channel="rsp", expiry_s=60),
 }
 _TENSORS: Final = (Update, Model, Shard)
+#: A keyframe's fields beside its body are never longer, however large its counters grow.
+_KEYFRAME_HEADER_BYTES: Final = 512
 _KINDS: Final = {(route.direction, route.channel): kind for kind, route in ROUTES.items()}
 
 
@@ -80,7 +83,7 @@ class Packet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
-    """One decoded message, the device its topic names ("" under ``all``) and its size on the wire in bytes."""
+    """One decoded message, the device its topic names ("" under ``all``), and whether it came as tensors in chunks."""
 
     message: Message
     device: DeviceId
@@ -97,21 +100,34 @@ class Wire:
         self._reassembler = Reassembler(self.limits)
 
     def outgoing(self, message: Message, *, device: str = "") -> Iterator[Packet]:
-        """The publishes that carry `message`; `device` names the topic's device where there is one."""
+        """The publishes that carry `message`; `device` names the topic's device where there is one.
+
+        Raises:
+            UsageError: `device` is no name, or the message is larger than a peer takes or a packet holds.
+        """
         route = ROUTES[type(message)]
         topic = self._topic(route, device)
-        for payload in self._chunks(message) if isinstance(message, _TENSORS) else (codec.encode_json(message),):
+        if isinstance(message, _TENSORS):
+            payloads = self._slices(message, codec.encode_tensors(message))
+        else:
+            payloads = iter((self._document(message),))
+        for payload in payloads:
             yield Packet(topic=topic, payload=payload, qos=route.qos, retain=route.retain, expiry_s=route.expiry_s)
 
     def keyframe(self, model: Model) -> tuple[list[Packet], ModelHead]:
         """The retained chunks of a keyframe and the head that points at them, to be published after them.
 
-        Never zstd-compressed: its size, and so its number of retained topics, depends on the model alone.
+        Never zstd-compressed, and cut as if its header were as long as one can be: its number of retained topics
+        depends on the length of the body alone, so a new keyframe overwrites all of the old one.
+
+        Raises:
+            UsageError: the model is larger than a peer takes.
         """
         whole = codec.encode_tensors(model, compress=False)
+        parts = parts_for(len(model.body) + _KEYFRAME_HEADER_BYTES, chunk_bytes=self.chunk_bytes)
         packets = [
-            Packet(topic=self.topics.model_part(chunk.part), payload=codec.encode_chunk(chunk), qos=1, retain=True)
-            for chunk in split(whole, chunk_bytes=self.chunk_bytes)
+            Packet(topic=self.topics.model_part(part), payload=payload, qos=1, retain=True)
+            for part, payload in enumerate(self._slices(model, whole, parts=parts))
         ]
         digest = hashlib.sha256(whole).hexdigest()
         head = ModelHead(run=model.run, version=model.version, sha256=digest, bytes=len(whole), parts=len(packets))
@@ -127,15 +143,16 @@ class Wire:
         if address is None or not payload:
             return None
         if address.channel == "model_part":
-            return self._tensor("keyframe", payload, Model, address.device, now)
+            return self._tensor("keyframe", payload, Model, address, now)
         kind = _KINDS[(address.direction, address.channel)]
         if kind in _TENSORS:
-            return self._tensor(
-                f"{address.direction}/{address.device}/{address.channel}", payload, kind, address.device, now
-            )
+            sender = f"{address.direction}/{address.device}/{address.channel}"
+            return self._tensor(sender, payload, kind, address, now)
         message = codec.decode_json(payload, kind, self.limits)
-        if isinstance(message, Allocation) and message.device != address.device:
-            raise ProtocolError("identity", f"allocation for {message.device} on the topic of {address.device}")
+        if isinstance(message, Allocation):
+            _check_allocation(message, address.device)
+        elif isinstance(message, ModelHead):
+            _check_head(message, self.limits)
         return Received(message=message, device=address.device, tensor=False)
 
     def expire(self, *, now: float) -> int:
@@ -146,23 +163,70 @@ class Wire:
         """When `expire` next has something to do."""
         return self._reassembler.next_deadline()
 
+    @property
+    def displaced(self) -> int:
+        """How many half-received messages have given way to others so far."""
+        return self._reassembler.displaced
+
     def _tensor(
-        self, sender: str, payload: bytes, kind: type[TensorMessage], device: DeviceId, now: float
+        self, sender: str, payload: bytes, kind: type[TensorMessage], address: Address, now: float
     ) -> Received | None:
-        whole = self._reassembler.add(sender, codec.decode_chunk(payload, self.limits), now=now)
+        chunk = codec.decode_chunk(payload, self.limits)
+        if address.channel == "model_part" and chunk.part != address.part:
+            raise ProtocolError("parts", f"part {chunk.part} of a keyframe on the topic of part {address.part}")
+        whole = self._reassembler.add(sender, chunk, now=now)
         if whole is None:
             return None
-        return Received(message=codec.decode_tensors(whole, kind, self.limits), device=device, tensor=True)
+        message = codec.decode_tensors(whole, kind, self.limits)
+        return Received(message=message, device=address.device, tensor=True)
 
-    def _chunks(self, message: TensorMessage) -> Iterator[bytes]:
-        whole = codec.encode_tensors(message)
-        return (codec.encode_chunk(chunk) for chunk in split(whole, chunk_bytes=self.chunk_bytes))
+    def _document(self, message: Message) -> bytes:
+        payload = codec.encode_json(message)
+        # A run may want smaller chunks than the broker does: what every named broker takes is never refused here.
+        packet = max(self.chunk_bytes, CHUNK_BYTES_DEFAULT) + PACKET_OVERHEAD_BYTES // 2
+        most = min(self.limits.json_bytes_max, packet)
+        if len(payload) > most:
+            raise _too_large(message, f"{len(payload)} bytes, at most {most} fit one packet")
+        return payload
+
+    def _slices(self, message: TensorMessage, whole: bytes, *, parts: int = 1) -> Iterator[bytes]:
+        parts = min(max(parts, parts_for(len(whole), chunk_bytes=self.chunk_bytes)), len(whole))
+        if len(whole) > self.limits.message_bytes_max:
+            raise _too_large(message, f"{len(whole)} bytes, at most {self.limits.message_bytes_max}")
+        if parts > self.limits.parts_max:
+            raise _too_large(message, f"{parts} parts of {self.chunk_bytes} bytes, at most {self.limits.parts_max}")
+        return (codec.encode_chunk(chunk) for chunk in split(whole, chunk_bytes=self.chunk_bytes, parts=parts))
 
     def _topic(self, route: Route, device: str) -> str:
-        match route.direction:
-            case "all":
-                return self.topics.all(route.channel)
-            case "down":
-                return self.topics.down(device, route.channel)
-            case _:
-                return self.topics.up(device, route.channel)
+        if route.direction == "all":
+            return self.topics.all(route.channel)
+        check_name("device", device)
+        if route.direction == "down":
+            return self.topics.down(device, route.channel)
+        return self.topics.up(device, route.channel)
+
+
+def _check_allocation(allocation: Allocation, device: DeviceId) -> None:
+    if allocation.device != device:
+        raise ProtocolError("identity", f"allocation for {allocation.device} on the topic of {device}")
+    end = 0
+    for start, stop in allocation.rows:
+        if not end <= start < stop <= INTEGER_MAX:
+            raise ProtocolError("schema", f"rows {start} to {stop} after row {end}: ranges must rise and not overlap")
+        end = stop
+
+
+def _check_head(head: ModelHead, limits: Limits) -> None:
+    # A device subscribes to as many topics as the head names parts.
+    if head.bytes > limits.message_bytes_max:
+        raise ProtocolError("size", f"keyframe of {head.bytes} bytes, at most {limits.message_bytes_max}")
+    if head.parts > min(limits.parts_max, head.bytes):
+        raise ProtocolError("parts", f"keyframe of {head.bytes} bytes in {head.parts} parts")
+
+
+def _too_large(message: Message, why: str) -> UsageError:
+    return UsageError(
+        f"{type(message).__name__} is too large to send",
+        why=why,
+        mend="Train a smaller model, or allow larger packets at the broker",
+    )

@@ -1,0 +1,42 @@
+# make demo   a fleet of four emulated boards trains on this machine
+# make test   the whole fast suite          make check  style, types, import rules
+# make test-slow  minutes rather than seconds
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || { command -v sudo >/dev/null && sudo -n true 2>/dev/null && echo sudo -n; })
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check format mosquitto clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+$(VENV)/.installed-%: pyproject.toml .ci/constraints.txt .ci/install
+	PYTHON="$(PYTHON)" sh .ci/install $(VENV) $*
+	@touch $@
+
+mosquitto:
+	@sh .ci/mosquitto "$(SUDO)"
+
+demo: $(VENV)/.installed-demo mosquitto
+	@$(BIN)/hermes-iot demo $(ARGS)
+
+test: $(VENV)/.installed-dev mosquitto
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.installed-dev mosquitto
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
