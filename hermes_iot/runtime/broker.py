@@ -34,6 +34,7 @@ _START_S = 10.0
 _STOP_S = 5.0
 _BETWEEN_TRIES_S = 0.01
 _PORT_TRIES = 5
+_PORT_MAX = 65_535
 _CONFIGURATION = "mosquitto.conf"
 _LOG = "mosquitto.log"
 
@@ -65,6 +66,9 @@ class MosquittoBroker:
         settings: further lines of configuration; they come last and win.
         files: name -> content of files beside the configuration; settings refer to them by name alone.
         tls: whether the settings make the listener a TLS one (then `address` says so).
+
+    Raises:
+        UsageError: no such port.
     """
 
     def __init__(
@@ -77,6 +81,8 @@ class MosquittoBroker:
         files: Mapping[str, str] | None = None,
         tls: bool = False,
     ) -> None:
+        if port is not None and not 1 <= port <= _PORT_MAX:
+            raise UsageError(f"port {port} cannot be used", why=f"a port is a number from 1 to {_PORT_MAX}")
         self._wanted_port = port
         self._port = port
         self._persistence_dir = None if persistence_dir is None else persistence_dir.absolute()
@@ -121,13 +127,13 @@ class MosquittoBroker:
         return (self._directory / _LOG).read_text(errors="replace")
 
     def start(self) -> None:
-        """Start it and wait until it accepts connections. Nothing when it runs.
+        """Start it and wait until it accepts connections. Nothing while it runs.
 
         Raises:
             UsageError: not installed, or the persistence directory cannot be used.
             BrokerError: the port is taken, or Mosquitto did not start.
         """
-        if self._process is not None:
+        if self._process is not None and self._process.poll() is None:
             return
         binary = find_mosquitto()
         try:
@@ -137,9 +143,8 @@ class MosquittoBroker:
                 self._port = self._free_port() if self._port is None else self._port
                 try:
                     self._launch(binary, self._directory, self._port)
-                except (
-                    BrokerError
-                ) as error:  # a free port may be gone by now: take another, unless this one was asked for
+                except BrokerError as error:
+                    # A free port may be gone by now: take another, unless this one was asked for.
                     if left == 0 or self._wanted_port is not None or "in use" not in str(error):
                         raise
                     self._port = None
@@ -206,8 +211,8 @@ class MosquittoBroker:
                 self._process.wait(_BETWEEN_TRIES_S)
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
-                last = next((line for line in reversed(self.log.splitlines()) if line.strip()), "no word from it")
-                raise BrokerError("mosquitto did not start", why=last, mend=f"Check its settings and port {port}")
+                why = _complaint(self.log) or "it gave no reason"
+                raise BrokerError("mosquitto did not start", why=why, mend=f"Check its settings and port {port}")
 
     def _configuration(self, port: int) -> str:
         account = _account()
@@ -223,6 +228,7 @@ class MosquittoBroker:
             "log_type error",
             "log_type warning",
             "log_type notice",
+            "log_type information",
             "connection_messages false",
         ]
         if account is not None:
@@ -287,6 +293,12 @@ def _check_port(port: int) -> None:
             why=error.strerror or str(error),
             mend="Choose another port, or stop the program that listens there",
         ) from error
+
+
+def _complaint(log: str) -> str:
+    """The errors at the end of a log, without their time stamps: Mosquitto names the setting, then its line."""
+    lines = [line.partition(": ")[2].rstrip(".") for line in log.splitlines()[-2:] if "Error" in line]
+    return "; ".join(lines)
 
 
 def _accepts(port: int) -> bool:

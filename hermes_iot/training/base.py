@@ -1,4 +1,4 @@
-"""What the runtime asks of a trainer, and a numpy one small enough to check by hand.
+"""What the runtime asks of a trainer. `torch_trainer` is the real one, `toy` a numpy one for tests and simulation.
 
 A trainer is deterministic: the same job gives the same result. It knows no clock; whoever calls it measures.
 """

@@ -48,7 +48,8 @@ class Disconnected:
 
     Attributes:
         reason: one phrase for a person.
-        taken_over: another client connected under our client id; the transport does not fight for it.
+        taken_over: another client connected under our client id; the transport does not fight for it and waits
+            for `Transport.reconnect`.
     """
 
     reason: str
@@ -84,6 +85,12 @@ class Transport(Protocol):
 
         Raises:
             BrokerError: unreachable, refused, bad TLS or credentials.
+        """
+
+    def reconnect(self) -> None:
+        """Dial now: after a take-over, which ends the transport's own tries, or instead of waiting for the next one.
+
+        Returns at once; `Connected` tells when it worked. Does nothing while connected.
         """
 
     def publish(

@@ -1,0 +1,272 @@
+"""The end of a run: printed for a person, as one JSON envelope for a program, and kept in summary.json.
+
+Two sides count bytes. Devices report everything they handed to and received from the broker; that is what is printed
+as this run's traffic. What BSP would have sent is worked out by the coordinator for the same local iterations (one
+update and one model each, at this run's own mean sizes) and counts those model messages alone, so the comparison errs
+against this run; the text says so beside the numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from hermes_iot.reporting.metrics import finite
+from hermes_iot.reporting.plots import Plotted
+from hermes_iot.reporting.terminal import Printable, clean, labelled, shorten
+from hermes_iot.reporting.units import (
+    NOTHING,
+    format_bytes,
+    format_count,
+    format_factor,
+    format_loss,
+    format_seconds,
+    format_share,
+)
+from hermes_iot.storage.atomic import write_atomic
+
+#: Wider lines are hard to read back from their end to the next one's beginning.
+WIDTH_MAX: Final = 110
+#: More devices than this are left to summary.json.
+DEVICES_MAX: Final = 64
+_FILES: Final = ("summary.json", "metrics.jsonl", "model.safetensors")
+_NAME_MAX: Final = 20
+_NEVER_MEASURED: Final = "never measured"
+
+
+def envelope(summary: Mapping[str, Any], *, kind: str) -> str:
+    """The one JSON document of ``--json``, on one line: ``schema``, ``ok``, then the summary's own keys.
+
+    Args:
+        summary: what the coordinator's runner gave, and what the caller knows besides (broker).
+        kind: names the schema, ``hermes-iot/<kind>/1``.
+    """
+    return json.dumps(_document(summary, kind))
+
+
+def write_summary(path: Path, summary: Mapping[str, Any], *, kind: str = "run") -> None:
+    """The same keys as a file, replaced atomically.
+
+    Raises:
+        StorageError: disk full, no permission, ...
+    """
+    write_atomic(path, json.dumps(_document(summary, kind), indent=2).encode() + b"\n")
+
+
+def _document(summary: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    head = {"schema": f"hermes-iot/{kind}/1", "ok": True}
+    return {**head, **finite(summary), **head}
+
+
+def render(summary: Mapping[str, Any], console: Console, *, plot: Plotted | None = None) -> None:
+    """Print the run for a person."""
+    devices: Sequence[Mapping[str, Any]] = summary["devices"]
+    parts: list[RenderableType] = [
+        *_outcome(summary),
+        _heading("Local iterations and published updates"),
+        _iterations(summary, devices[:DEVICES_MAX]),
+        _left_out(devices),
+        _received(summary),
+        _heading("Allocation and iteration time, first to last"),
+        _allocations(devices[:DEVICES_MAX]),
+        _left_out(devices),
+        *_evened_out(devices),
+        _heading("Traffic"),
+        *_traffic(summary),
+        _heading("Files"),
+        *_files(summary, plot),
+    ]
+    shown = Group(*(part for part in parts if part))
+    console.print(Printable(shown), width=min(console.width, WIDTH_MAX))
+
+
+def _heading(words: str) -> RenderableType:
+    return Padding(Text(words, style="bold cyan"), (1, 0, 0, 0))
+
+
+def _indented(part: RenderableType) -> RenderableType:
+    return Padding(part, (0, 0, 0, 2))
+
+
+def _note(words: str) -> RenderableType:
+    return _indented(Text(words, style="dim"))
+
+
+# --- what came of it --------------------------------------------------------------------------------------------------
+
+
+def _outcome(summary: Mapping[str, Any]) -> list[RenderableType]:
+    validation, version = summary["validation_accuracy"], summary["model_version"]
+    loss = f"loss {format_loss(summary['loss'])}"
+    table = _table("", "")
+    if summary["accuracy"] is None:
+        table.add_row("final loss", Text(f"{format_loss(summary['loss'])} on the test rows", style="bold"))
+    else:
+        table.add_row("final accuracy", _bold(format_share(summary["accuracy"]), f" on the test rows, {loss}"))
+    if validation is not None:
+        table.add_row("validation accuracy", f"{format_share(validation)}, model version {version}")
+    else:
+        table.add_row("model version", str(version))
+    table.add_row("wall time", f"{format_seconds(summary['wall_s'])}, ended by: {clean(summary['reason'])}")
+    names = [(name, clean(summary.get(name, ""), 60)) for name in ("task", "strategy", "fleet", "seed", "broker")]
+    return [
+        Text(f"Run {clean(summary['run'])}", style="bold"),
+        *(_indented(labelled(pairs)) for pairs in (names[:4], names[4:]) if any(value for _name, value in pairs)),
+        Padding(table, (1, 0, 0, 2)),
+    ]
+
+
+def _bold(value: str, rest: str) -> Text:
+    return Text.assemble((value, "bold green"), rest)
+
+
+# --- updates ----------------------------------------------------------------------------------------------------------
+
+
+def _iterations(summary: Mapping[str, Any], devices: Sequence[Mapping[str, Any]]) -> RenderableType:
+    table = _table("device", "emulated", "local iterations", "published", "share", "applied", totals=True)
+    for one in devices:
+        counts = (one["iterations"], one["updates_published"], one["updates_applied"])
+        table.add_row(_name(one), _slowdown(one), *_counts(*counts))
+    totals = (summary["iterations"], summary["updates_published"], summary["updates_applied"])
+    table.columns[0].footer = "total"
+    for column, text in zip(table.columns[2:], _counts(*totals), strict=True):
+        column.footer = text
+    return _indented(table)
+
+
+def _counts(iterations: int, published: int, applied: int) -> tuple[str, str, str, str]:
+    share = format_share(published / iterations) if iterations else NOTHING
+    return f"{iterations:,}", f"{published:,}", share, f"{applied:,}"
+
+
+def _received(summary: Mapping[str, Any]) -> RenderableType:
+    fates = " + ".join(
+        f"{summary[f'updates_{fate}']:,} {fate}" for fate in ("applied", "duplicate", "stale", "rejected")
+    )
+    reasons = ", ".join(f"{clean(reason, 40)} {count:,}" for reason, count in sorted(summary["reasons"].items()))
+    words = f"updates received: {summary['updates_received']:,} = {fates}"
+    return _indented(Text(f"{words} (reasons: {reasons})" if reasons else words))
+
+
+# --- allocations ------------------------------------------------------------------------------------------------------
+
+
+def _allocations(devices: Sequence[Mapping[str, Any]]) -> RenderableType:
+    table = _table("device", "emulated", "data rows", "mini-batch", "iteration time", "")
+    for one in devices:
+        measured = bool(one["samples_before"])
+        rows = _change(one["samples_before"], one["samples"], str) if measured else str(one["samples"])
+        batch = _change(one["batch_before"], one["batch"], str) if measured else str(one["batch"])
+        time, note = _iteration_time(one)
+        table.add_row(_name(one), _slowdown(one), rows, batch, time, Text(note, style="dim"))
+    return _indented(table)
+
+
+def _iteration_time(one: Mapping[str, Any]) -> tuple[str, str]:
+    before, after = one["iteration_s_before"], one["iteration_s"]
+    if before is None or after is None:
+        return NOTHING, _NEVER_MEASURED
+    if not _resized(one):
+        return format_seconds(after), "not re-sized" if one["allocations"] <= 1 else "ended at its first size"
+    if before == after:  # one measurement only, and two sizes
+        return f"{format_seconds(before)} → ?", "ended before it was measured again"
+    return _change(before, after, format_seconds), ""
+
+
+def _resized(one: Mapping[str, Any]) -> bool:
+    return (one["samples"], one["batch"]) != (one["samples_before"], one["batch_before"]) and bool(
+        one["samples_before"]
+    )
+
+
+def _evened_out(devices: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+    """How unequal the fleet was and is; only where somebody was re-sized and more than one was measured."""
+    measured = [one for one in devices if one["iteration_s_before"] and one["iteration_s"]]
+    emulated = any(one["slowdown"] > 1 for one in devices)
+    notes = []
+    if any(_resized(one) for one in measured) and len(measured) > 1:
+        first, last = (_spread([one[name] for one in measured]) for name in ("iteration_s_before", "iteration_s"))
+        notes.append(_indented(Text(f"slowest / fastest iteration: {first} at first, {last} at the end")))
+    if emulated:
+        notes.append(_note("emulated: the process pauses after each iteration, so that it takes so many times as long"))
+    return notes
+
+
+def _spread(times_s: Sequence[float]) -> str:
+    return format_factor(max(times_s) / min(times_s))
+
+
+# --- traffic and files ------------------------------------------------------------------------------------------------
+
+
+def _traffic(summary: Mapping[str, Any]) -> list[RenderableType]:
+    up, down, bsp = summary["bytes_up"], summary["bytes_down"], summary["bytes_bsp"]
+    table = _table("", "up", "down", "together")
+    table.add_row("this run", format_bytes(up), format_bytes(down), _bold(format_bytes(up + down), ""))
+    table.add_row("BSP, same iterations", "", "", format_bytes(bsp) if bsp else NOTHING)
+    if not bsp or not up + down:
+        return [_indented(table), _note("No update was published, so there is nothing to hold against BSP.")]
+    ratio = bsp / (up + down)
+    words = f"BSP would have sent {format_factor(ratio)} the bytes of this run."
+    how = (
+        f"BSP is bulk-synchronous training of the same {summary['iterations']:,} local iterations: one update and one"
+        " model each, at this run's own mean message sizes. It counts these model messages only, whereas this run's"
+        " bytes are all payloads its devices report, control messages included: the comparison is conservative. It is"
+        " for equal iterations, not for equal accuracy."
+    )
+    return [_indented(table), _indented(Text(words)), _note(how)]
+
+
+def _files(summary: Mapping[str, Any], plot: Plotted | None) -> list[RenderableType]:
+    directory = Path(summary["run_dir"])
+    names = [name for name in _FILES if (directory / name).is_file()]
+    if plot is not None and plot.path is not None:
+        names.append(plot.path.name if plot.path.parent == directory else str(plot.path))
+    # Whole and on a line of its own, however long: it is there to be copied.
+    lines: list[RenderableType] = [_indented(Text(clean(directory, 4096), style="bold", overflow="fold"))]
+    lines += [_note("  ".join(clean(name, 255) for name in names))] if names else []
+    return lines + ([_note(clean(plot.note))] if plot is not None and plot.note else [])
+
+
+# --- cells ------------------------------------------------------------------------------------------------------------
+
+
+def _table(*heads: str, totals: bool = False) -> Table:
+    table = Table(
+        box=None,
+        padding=(0, 2, 0, 0),
+        pad_edge=False,
+        show_header=any(heads),
+        show_footer=totals,
+        header_style="dim",
+        footer_style="bold",
+    )
+    for number, head in enumerate(heads):
+        words = head in {"device", ""}
+        table.add_column(head, justify="left" if words or number == 0 else "right", no_wrap=bool(head))
+    return table
+
+
+def _name(one: Mapping[str, Any]) -> str:
+    return shorten(clean(one["device"], 64), _NAME_MAX)
+
+
+def _slowdown(one: Mapping[str, Any]) -> Text:
+    return Text(f"{format_factor(one['slowdown'])} slower" if one["slowdown"] > 1 else NOTHING, style="magenta")
+
+
+def _change(before: Any, after: Any, form: Any) -> str:
+    return str(form(after)) if before == after else f"{form(before)} → {form(after)}"
+
+
+def _left_out(devices: Sequence[object]) -> RenderableType:
+    more = len(devices) - DEVICES_MAX
+    return _note(f"… and {format_count(more)} more in summary.json") if more > 0 else ""

@@ -1,0 +1,474 @@
+"""An MQTT broker in this process, for tests and for the virtual-time simulator.
+
+It keeps what the machines rely on - retained messages, wills, take-over, sessions, packet limit - and nothing else.
+No thread and no socket: `publish` delivers before it returns.
+
+Decisions:
+
+- *No callback under the lock.* An operation changes state and appends events to one queue under the lock; then the
+  queue is emptied outside it by one thread at a time. So a callback may take any lock of its own, and whoever
+  publishes while another thread is delivering leaves the event to that thread. With one thread (the simulator) all
+  is synchronous and the order is that of the calls; subscribers of one message are served exact filters first, then
+  wildcards, each in the order of subscription.
+- *Time is the caller's.* Message expiry is judged against the injected clock at delivery. Delayed wills and ending
+  sessions are timers that are pulled, as in the machines: `next_deadline()`, `expire()`. The default clock stands
+  still: nothing expires and a delayed will stays pending until its session is replaced.
+- *One copy.* A client whose filters overlap gets a live message once.
+- *Take-over* publishes an undelayed will and cancels a delayed one, as section 3.1.2.5 of MQTT 5.0 has it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from hermes_iot.errors import BrokerError
+from hermes_iot.transport import rules
+from hermes_iot.transport.base import Connected, Delivery, Disconnected, OnEvent, TransportEvent, Will
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Message:
+    """A message at rest: retained, or queued for a client that is away."""
+
+    topic: str
+    payload: bytes
+    expires_at: float | None
+
+    def alive(self, now: float) -> bool:
+        return self.expires_at is None or now < self.expires_at
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Link:
+    """The client's end, from `start` to `close`: it remembers, and comes back after a loss."""
+
+    client_id: str
+    on_event: OnEvent
+    will: Will | None
+    session_expiry_s: int
+    filters: dict[str, None]
+    forgotten: dict[str, None] = field(default_factory=dict)
+    connected: bool = False
+    closed: bool = False
+    warned: bool = False
+
+    def emit(self, event: TransportEvent) -> None:
+        try:
+            self.on_event(event)
+        except Exception:  # noqa: BLE001 - a subscriber's fault is not the publisher's
+            _log.exception("event=callback_failed client=%s on=%s", self.client_id, type(event).__name__)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Session:
+    """The broker's end: what it knows of one client id."""
+
+    expiry_s: int
+    link: _Link | None = None
+    filters: dict[str, None] = field(default_factory=dict)
+    queue: deque[_Message] = field(default_factory=deque)
+    will: Will | None = None
+    will_at: float | None = None
+    ends_at: float | None = None
+
+
+class _Subscriptions:
+    """Who wants a topic. Ten thousand devices subscribe to exact topics: those are looked up, not searched."""
+
+    def __init__(self) -> None:
+        self._exact: dict[str, dict[_Session, None]] = {}
+        self._wildcard: dict[str, dict[_Session, None]] = {}
+
+    def add(self, session: _Session, topic_filter: str) -> None:
+        session.filters[topic_filter] = None
+        self._table(topic_filter).setdefault(topic_filter, {})[session] = None
+
+    def remove(self, session: _Session, topic_filter: str) -> None:
+        if session.filters.pop(topic_filter, self) is self:
+            return
+        table = self._table(topic_filter)
+        del table[topic_filter][session]
+        if not table[topic_filter]:
+            del table[topic_filter]
+
+    def wanting(self, topic: str) -> list[_Session]:
+        found = dict(self._exact.get(topic, {}))
+        for topic_filter, sessions in self._wildcard.items():
+            if rules.matches(topic_filter, topic):
+                found.update(sessions)
+        return list(found)
+
+    def _table(self, topic_filter: str) -> dict[str, dict[_Session, None]]:
+        return self._wildcard if rules.has_wildcard(topic_filter) else self._exact
+
+
+class MemoryBroker:
+    """The broker. Tests and the simulator use `drop`, `restore`, `retained` and the timers; the rest is for clients.
+
+    Args:
+        packet_bytes_max: Maximum Packet Size told to clients; None for no limit.
+        queued_messages_max: messages kept for one absent client; later ones are dropped and counted, as Mosquitto
+            does, while publishers see success.
+        clock: seconds, monotonic. The default stands still.
+
+    Attributes:
+        dropped: messages that found a full queue.
+    """
+
+    def __init__(
+        self,
+        *,
+        packet_bytes_max: int | None = None,
+        queued_messages_max: int = 1_000,
+        clock: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self.dropped = 0
+        self._packet_bytes_max = packet_bytes_max
+        self._queued_messages_max = queued_messages_max
+        self._clock = clock
+        self._sessions: dict[str, _Session] = {}
+        self._absent: dict[str, _Session] = {}
+        self._subscriptions = _Subscriptions()
+        self._retained: dict[str, _Message] = {}
+        self._cut: set[str] = set()
+        self._waiting: dict[str, _Link] = {}
+        self._changed = threading.Condition(threading.Lock())
+        self._events: deque[tuple[_Link, TransportEvent]] = deque()
+        self._deliverer: int | None = None
+        self._receiving: _Link | None = None
+
+    # Tests and the simulator
+
+    @property
+    def retained(self) -> Mapping[str, bytes]:
+        """The retained messages now: topic -> payload."""
+        with self._changed:
+            now = self._clock()
+            return {topic: message.payload for topic, message in self._retained.items() if message.alive(now)}
+
+    def drop(self, client_id: str) -> None:
+        """Cut this client's line: it hears `Disconnected`, its will goes out, and `start` fails until `restore`."""
+        with self._changed:
+            self._cut.add(client_id)
+            session = self._sessions.get(client_id)
+            if session is not None and session.link is not None:
+                self._waiting[client_id] = session.link
+                self._lose(client_id, session, Disconnected(reason="connection lost"))
+        self._deliver()
+
+    def restore(self, client_id: str) -> None:
+        """Mend the line; a client that waits for it connects at once."""
+        with self._changed:
+            self._cut.discard(client_id)
+            link = self._waiting.pop(client_id, None)
+            if link is not None:
+                self._join(link)
+        self._deliver()
+
+    def next_deadline(self) -> float | None:
+        """When `expire` has something to do next; None for never."""
+        with self._changed:
+            return min((at for at, _ in self._timers()), default=None)
+
+    def expire(self) -> None:
+        """Publish the wills and end the sessions that are due by the clock, in the order they fell due."""
+        with self._changed:
+            self._expire()
+        self._deliver()
+
+    # Clients
+
+    def connect(self, link: _Link) -> None:
+        """A client dials.
+
+        Raises:
+            BrokerError: its line is cut.
+        """
+        with self._changed:
+            if link.client_id in self._cut:
+                raise BrokerError("the broker cannot be reached", why=f"the line of {link.client_id} is cut")
+            if not link.connected:
+                self._join(link)
+        self._deliver()
+
+    def reconnect(self, link: _Link) -> None:
+        """A client that was taken over, or lost, dials again; with its line cut it waits for `restore`."""
+        with self._changed:
+            if link.client_id in self._cut:
+                self._waiting[link.client_id] = link
+            elif not link.connected:
+                self._join(link)
+        self._deliver()
+
+    def leave(self, link: _Link) -> None:
+        """A client disconnects cleanly: no will, and no event once this returns."""
+        with self._changed:
+            link.closed = True
+            if self._waiting.get(link.client_id) is link:
+                del self._waiting[link.client_id]
+            if link.connected:
+                session = self._sessions[link.client_id]
+                session.will = None
+                self._lose(link.client_id, session, None)
+            if self._deliverer != threading.get_ident():
+                self._changed.wait_for(lambda: self._receiving is not link)
+        self._deliver()
+
+    def publish(self, link: _Link, topic: str, payload: bytes, *, qos: int, retain: bool, expiry_s: int | None) -> bool:
+        """A client publishes; False when it is not connected or the packet is over the limit."""
+        with self._changed:
+            if not link.connected:
+                return False
+            limit = self._packet_bytes_max
+            packet_bytes = rules.publish_packet_bytes(topic, payload, qos=qos, expiry_s=expiry_s)
+            if limit is not None and packet_bytes > limit:
+                if not link.warned:
+                    _log.error("event=too_large client=%s topic=%s bytes=%d", link.client_id, topic, packet_bytes)
+                    link.warned = True
+                return False
+            expires_at = None if expiry_s is None else self._clock() + expiry_s
+            self._route(_Message(topic=topic, payload=payload, expires_at=expires_at), qos=qos, retain=retain)
+        self._deliver()
+        return True
+
+    def subscribe(self, link: _Link, topics: tuple[str, ...]) -> None:
+        """A client subscribes, now or as soon as it is connected."""
+        with self._changed:
+            for topic in topics:
+                link.filters[topic] = None
+                link.forgotten.pop(topic, None)
+                if link.connected:
+                    self._subscribe(self._sessions[link.client_id], link, topic)
+        self._deliver()
+
+    def unsubscribe(self, link: _Link, topics: tuple[str, ...]) -> None:
+        """A client forgets subscriptions, now or as soon as it is connected."""
+        with self._changed:
+            for topic in topics:
+                link.filters.pop(topic, None)
+                if link.connected:
+                    self._subscriptions.remove(self._sessions[link.client_id], topic)
+                else:
+                    link.forgotten[topic] = None
+
+    # Under the lock
+
+    def _join(self, link: _Link) -> None:
+        """Connect a link: take over, resume or begin its session, then bring it up to date."""
+        self._expire()
+        client_id, now = link.client_id, self._clock()
+        session = self._sessions.get(client_id)
+        if session is not None and session.link is not None:
+            self._lose(client_id, session, Disconnected(reason="session taken over", taken_over=True))
+            session = self._sessions.get(client_id)
+        if session is not None and link.session_expiry_s == 0:
+            self._end(client_id, session)
+            session = None
+        if session is None:
+            session = self._sessions[client_id] = _Session(expiry_s=link.session_expiry_s)
+        self._absent.pop(client_id, None)
+        session.link, session.will, session.expiry_s = link, link.will, link.session_expiry_s
+        session.will_at = session.ends_at = None
+        link.connected = True
+        self._events.append((link, Connected(packet_bytes_max=self._packet_bytes_max)))
+        for topic in link.forgotten:
+            self._subscriptions.remove(session, topic)
+        link.forgotten.clear()
+        while session.queue:
+            message = session.queue.popleft()
+            if message.alive(now):
+                self._events.append((link, Delivery(topic=message.topic, payload=message.payload)))
+        for topic in link.filters:
+            self._subscribe(session, link, topic)
+
+    def _lose(self, client_id: str, session: _Session, event: Disconnected | None) -> None:
+        """The network connection of a session ends; `event` tells the client, None when it asked for it."""
+        link, now = session.link, self._clock()
+        if link is None:
+            return
+        session.link = None
+        link.connected = False
+        self._absent[client_id] = session
+        if event is not None:
+            self._events.append((link, event))
+        session.ends_at = now + session.expiry_s
+        if session.will is not None:
+            session.will_at = now + session.will.delay_s
+            if session.will.delay_s == 0:
+                self._publish_will(session)
+        if session.expiry_s == 0:
+            self._end(client_id, session)
+
+    def _end(self, client_id: str, session: _Session) -> None:
+        self._publish_will(session)
+        for topic in tuple(session.filters):
+            self._subscriptions.remove(session, topic)
+        del self._sessions[client_id]
+        self._absent.pop(client_id, None)
+
+    def _publish_will(self, session: _Session) -> None:
+        will, session.will, session.will_at = session.will, None, None
+        if will is not None:
+            self._route(_Message(topic=will.topic, payload=will.payload, expires_at=None), qos=1, retain=True)
+
+    def _route(self, message: _Message, *, qos: int, retain: bool) -> None:
+        if retain and message.payload:
+            self._retained[message.topic] = message
+        elif retain:
+            self._retained.pop(message.topic, None)
+        for session in self._subscriptions.wanting(message.topic):
+            if session.link is not None:
+                self._events.append((session.link, Delivery(topic=message.topic, payload=message.payload)))
+            elif qos and len(session.queue) < self._queued_messages_max:
+                session.queue.append(message)
+            elif qos:
+                self.dropped += 1
+
+    def _subscribe(self, session: _Session, link: _Link, topic_filter: str) -> None:
+        self._subscriptions.add(session, topic_filter)
+        now = self._clock()
+        exact = () if rules.has_wildcard(topic_filter) else (topic_filter,)
+        for topic in exact or tuple(self._retained):
+            message = self._retained.get(topic)
+            if message is not None and message.alive(now) and rules.matches(topic_filter, topic):
+                self._events.append((link, Delivery(topic=topic, payload=message.payload, retain=True)))
+
+    def _expire(self) -> None:
+        now = self._clock()
+        while due := [timer for timer in self._timers() if timer[0] <= now]:
+            _, client_id = min(due, key=lambda timer: timer[0])
+            session = self._absent[client_id]
+            self._publish_will(session)
+            if session.ends_at is not None and session.ends_at <= now:
+                self._end(client_id, session)
+
+    def _timers(self) -> list[tuple[float, str]]:
+        return [
+            (at, client_id)
+            for client_id, session in self._absent.items()
+            for at in (session.will_at, session.ends_at)
+            if at is not None
+        ]
+
+    # Outside the lock
+
+    def _deliver(self) -> None:
+        """Run the callbacks of the queued events, oldest first, unless somebody (ourselves, even) is at it."""
+        with self._changed:
+            if self._deliverer is not None:
+                return
+            self._deliverer = threading.get_ident()
+        try:
+            while (waiting := self._next_event()) is not None:
+                link, event = waiting
+                link.emit(event)
+        except BaseException:
+            with self._changed:
+                self._rest()
+            raise
+
+    def _next_event(self) -> tuple[_Link, TransportEvent] | None:
+        """Take the oldest event whose receiver still listens; with the last one gone, delivering is over."""
+        with self._changed:
+            self._receiving = None
+            self._changed.notify_all()
+            while self._events:
+                link, event = self._events.popleft()
+                if not link.closed:
+                    self._receiving = link
+                    return link, event
+            self._rest()
+            return None
+
+    def _rest(self) -> None:
+        self._deliverer = self._receiving = None
+        self._changed.notify_all()
+
+
+class MemoryTransport:
+    """One client of a `MemoryBroker`; implements `Transport`.
+
+    Args:
+        broker: the broker to connect to.
+        client_id: who we are; a second client with the same id takes over.
+        will: published by the broker when we vanish.
+        session_expiry_s: seconds the broker keeps our subscriptions and queues QoS-1 messages while we are away;
+            at least the will's delay.
+    """
+
+    def __init__(
+        self, broker: MemoryBroker, *, client_id: str, will: Will | None = None, session_expiry_s: int = 0
+    ) -> None:
+        self._broker = broker
+        self._client_id = client_id
+        self._will = will
+        self._session_expiry_s = rules.session_lasts_s(session_expiry_s, will)
+        self._filters: dict[str, None] = {}
+        self._link: _Link | None = None
+        self._closed = False
+
+    def start(self, on_event: OnEvent, *, timeout_s: float) -> None:  # noqa: ARG002 - Transport's signature
+        """Connect; `Connected` has been delivered when this returns. A transport lives once, as the one over MQTT does.
+
+        Raises:
+            BrokerError: the line of this client is cut.
+        """
+        if self._link is not None or self._closed:
+            raise RuntimeError("a transport is started once")
+        link = _Link(
+            client_id=self._client_id,
+            on_event=on_event,
+            will=self._will,
+            session_expiry_s=self._session_expiry_s,
+            filters=self._filters,
+        )
+        self._broker.connect(link)
+        self._link = link
+
+    def reconnect(self) -> None:
+        """Connect again after a take-over."""
+        if self._link is not None:
+            self._broker.reconnect(self._link)
+
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int | None = None
+    ) -> bool:
+        """Hand over one message; it is delivered before this returns. False when it was not accepted."""
+        rules.check_publish(topic, qos=qos, expiry_s=expiry_s)
+        if self._link is None:
+            return False
+        return self._broker.publish(self._link, topic, bytes(payload), qos=qos, retain=retain, expiry_s=expiry_s)
+
+    def subscribe(self, topics: tuple[str, ...]) -> None:
+        """Subscribe, now or at the next connection."""
+        for topic in topics:
+            rules.check_filter(topic)
+        if self._link is None:
+            self._filters.update(dict.fromkeys(topics))
+        else:
+            self._broker.subscribe(self._link, topics)
+
+    def unsubscribe(self, topics: tuple[str, ...]) -> None:
+        """Forget subscriptions, now or at the next connection."""
+        if self._link is None:
+            for topic in topics:
+                self._filters.pop(topic, None)
+        else:
+            self._broker.unsubscribe(self._link, topics)
+
+    def flush(self, *, timeout_s: float) -> bool:  # noqa: ARG002 - Transport's signature
+        """Nothing is ever outstanding here: a publish that was accepted was delivered."""
+        return True
+
+    def close(self) -> None:
+        """Disconnect cleanly; may be called twice."""
+        self._closed = True
+        link, self._link = self._link, None
+        if link is not None:
+            self._broker.leave(link)
