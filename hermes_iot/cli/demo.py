@@ -44,7 +44,9 @@ def demo(
     ] = None,
     target_accuracy: run_options.Target = None,
     patience: run_options.Patience = None,
-    max_wall: run_options.MaxWall = "30s",
+    max_wall: Annotated[
+        str | None, typer.Option("--max-wall", help="Stop after this time. [default: 30s for digits, else 120s]")
+    ] = None,
     max_bytes: run_options.MaxBytes = None,
     max_pushes: run_options.MaxPushes = None,
     seed: run_options.Seed = 0,
@@ -85,7 +87,13 @@ def demo(
         validation=validation,
         codec=codec,
         telemetry=telemetry,
-        rules=run_options.stop_rules(target_accuracy, patience, max_wall, max_bytes, max_pushes),
+        rules=run_options.stop_rules(
+            target_accuracy,
+            patience,
+            max_wall or ("30s" if task == "digits" else "120s"),
+            max_bytes,
+            max_pushes,
+        ),
     )
     logs.configure(verbose=verbose, quiet=True)
 

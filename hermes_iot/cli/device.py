@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +22,8 @@ from hermes_iot.storage.device_state import state_directory
 
 log = logging.getLogger(__name__)
 
-_QUIET_S = 5.0
+#: Seconds between two lines about iterations.
+_QUIET_S = 2.0
 
 
 def device(
@@ -106,19 +108,25 @@ def _jsonl(event: str, fields: Mapping[str, Any]) -> None:
 
 
 def _narrator() -> Callable[[str, Mapping[str, Any]], None]:
-    """Log every push, and otherwise a line now and then."""
-    said_at = -_QUIET_S
+    """Log what happens; of the iterations one line now and then, with what was published since the last."""
+    said_at = -math.inf
+    published = 0
 
     def on_record(event: str, fields: Mapping[str, Any]) -> None:
-        nonlocal said_at
-        now = time.monotonic()
-        if event == "iteration" and not fields["published"] and now < said_at + _QUIET_S:
+        nonlocal said_at, published
+        if event != "iteration":
+            log.info("%s %s", event, _words(fields))
             return
-        said_at = now
-        log.info("%s %s", event, " ".join(f"{key}={_short(value)}" for key, value in fields.items()))
+        published += bool(fields["published"])
+        now = time.monotonic()
+        if now >= said_at + _QUIET_S:
+            log.info("%s", _words({**fields, "published": published}))
+            said_at, published = now, 0
 
     return on_record
 
 
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _words(fields: Mapping[str, Any]) -> str:
+    return " ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in fields.items()
+    )
