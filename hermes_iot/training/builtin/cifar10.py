@@ -64,6 +64,12 @@ class AlexNet(nn.Module):
             layers += [nn.MaxPool2d(2)] if number in (0, 1, 4) else []
         layers += [nn.Flatten(), nn.Dropout(0.5), nn.Linear(512, 400), nn.ReLU(), nn.Linear(400, 10)]
         self.layers = nn.Sequential(*layers)
+        for layer in layers:
+            # He et al. 2015 (arXiv 1502.01852). With torch's own start, seven layers of plain SGD stand still for
+            # hundreds of steps (measured, one seed: 45 % against 36 % test accuracy after 1,278 steps).
+            if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, shape (rows, 10)."""
