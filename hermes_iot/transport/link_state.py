@@ -199,11 +199,16 @@ class LinkState:
             self._changed.notify_all()
             return was_connected, dropped
 
-    def pause(self, wait_s: float) -> None:
-        """Wait before the next try, until `hurry` or `close`; after a take-over, for as long as it takes."""
+    def pause(self, wait_s: float) -> bool:
+        """Wait before the next try, until `hurry` or `close`; after a take-over, for as long as it takes.
+
+        Returns:
+            Whether there is to be a next try.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._closing or self._hurry, None if self._parked else wait_s)
             self._hurry = self._parked = False
+            return not self._closing
 
     def woken(self) -> None:
         """Empty the socket that woke the thread, before looking for the reason."""

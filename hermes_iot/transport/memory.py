@@ -14,7 +14,9 @@ Decisions:
   sessions are timers that are pulled, as in the machines: `next_deadline()`, `expire()`. The default clock stands
   still: nothing expires and a delayed will stays pending until its session is replaced.
 - *One copy.* A client whose filters overlap gets a live message once.
-- *Take-over* publishes an undelayed will and cancels a delayed one, as section 3.1.2.5 of MQTT 5.0 has it.
+- *Take-over* follows section 3.1.2.5 of MQTT 5.0: an undelayed will is published; a delayed one is dropped when the
+  session goes on and published when a clean start ends it. Mosquitto 2.0.11 publishes it only where the old session
+  had no expiry (measured), so nothing may be built on a will at a take-over.
 """
 
 from __future__ import annotations

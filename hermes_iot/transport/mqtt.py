@@ -74,7 +74,8 @@ class MqttTransport:
         tls: files for an `mqtts` address; the system's authorities when None.
         max_queued_messages: messages accepted and not yet acknowledged, at most.
         max_inflight: QoS-1 messages under way at once; a broker that states a smaller Receive Maximum gets that.
-        connect_timeout_s: limit for one try: for TCP, for TLS and for the broker's answer, each.
+        connect_timeout_s: limit for one try: for TCP, for TLS and for the broker's answer, each; never more than
+            `start` was given.
         backoff: the waits between tries.
         chance: draws from [0, 1) for the jitter.
 
@@ -138,7 +139,8 @@ class MqttTransport:
         if self._thread is not None or self._state.closing:
             raise RuntimeError("a transport is started once")
         self._on_event = on_event
-        client = self._paho(connect_timeout_s=min(timeout_s, self._connect_timeout_s))
+        self._connect_timeout_s = min(timeout_s, self._connect_timeout_s)
+        client = self._paho()
         args = (client, self._state.open())
         self._thread = threading.Thread(target=self._run, args=args, name=f"hermes-mqtt-{self._client_id}", daemon=True)
         del client, args  # paho's client is the thread's alone, and closes with it
@@ -201,18 +203,18 @@ class MqttTransport:
     def _run(self, client: Client, wake: socket.socket) -> None:
         failures = 0
         try:
-            while not self._state.closing:
+            while True:
                 held_s = self._one_connection(client, wake)
                 failure = self._failure or BrokerError(f"the connection to {self._address} was lost")
-                if self._state.tried(failure):
+                if self._state.tried(failure) or self._state.closing:
                     return
                 failures = 1 if held_s >= self._backoff.stable_s else failures + 1
                 wait_s = self._backoff.wait_s(failures, self._chance())
-                if not self._state.closing:
-                    _log.info(
-                        "event=pause client=%s tries=%d wait_s=%.2f why=%s", self._client_id, failures, wait_s, failure
-                    )
-                self._state.pause(wait_s)
+                _log.info(
+                    "event=pause client=%s tries=%d wait_s=%.2f why=%s", self._client_id, failures, wait_s, failure
+                )
+                if not self._state.pause(wait_s):
+                    return
         finally:
             # Without our methods in it nothing refers to paho's client any more, and its sockets close here and now.
             client.on_connect = client.on_disconnect = client.on_message = None
@@ -400,9 +402,9 @@ class MqttTransport:
 
     # Making paho's client
 
-    def _paho(self, *, connect_timeout_s: float) -> Client:
+    def _paho(self) -> Client:
         client = Client(CallbackAPIVersion.VERSION2, client_id=self._client_id, protocol=MQTTProtocolVersion.MQTTv5)
-        client.connect_timeout = connect_timeout_s
+        client.connect_timeout = self._connect_timeout_s
         client.max_inflight_messages_set(0)  # no window of paho's own: the outbox has one
         # Not in the tree of loggers: only we read it. Formatted when needed; paho's on_log formats every packet.
         logger = logging.Logger("paho", logging.WARNING)  # noqa: LOG001 - see above
@@ -442,6 +444,17 @@ class _LastError(logging.Handler):
         self.text = record.getMessage().removeprefix("failed to receive on socket: ")
 
 
+class _TlsSocket(ssl.SSLSocket):
+    """A socket that does not outlive its handshake: paho forgets to close one that failed."""
+
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - the signature of ssl
+        try:
+            super().do_handshake(block)
+        except OSError:
+            self.close()
+            raise
+
+
 def _abort(client: Client) -> None:
     """Close the socket if paho still holds one. It has no public call for that which does not write first."""
     sock = client.socket()
@@ -465,6 +478,7 @@ def _tls_context(options: TlsOptions) -> ssl.SSLContext:
     file = options.ca_file
     try:
         context = ssl.create_default_context(cafile=file)
+        context.sslsocket_class = _TlsSocket
         if options.cert_file is not None:
             file = options.cert_file
             # A pass phrase would be asked for on the terminal of a board that has none: an empty one fails instead.

@@ -1,0 +1,67 @@
+"""Missing Mosquitto is told loudly, and is a failure in CI."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CONFTEST = """
+from hermes_iot.errors import UsageError
+from hermes_iot.runtime import broker
+
+def missing():
+    raise UsageError("mosquitto is not installed")
+
+broker.find_mosquitto = missing
+
+from tests.support.mosquitto import mosquitto, pytest_runtest_setup, pytest_terminal_summary
+"""
+
+TESTS = """
+import pytest
+
+def test_without_a_broker():
+    pass
+
+@pytest.mark.mosquitto
+def test_one():
+    raise AssertionError("must not run")
+
+@pytest.mark.mosquitto
+def test_other(mosquitto):
+    raise AssertionError("must not run")
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "test_some.py").write_text(TESTS)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    mosquitto: needs the binary\n")
+
+    def run(ci):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "CI": ci}
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", tmp_path]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+    return run
+
+
+def test_a_missing_binary_skips_and_the_end_of_the_run_says_how_many_and_why(run):
+    result = run(ci="")
+    assert result.returncode == 0, result.stdout
+    assert "1 passed, 2 skipped" in result.stdout
+    assert "NOT TESTED" in result.stdout
+    assert "2 tests against a real broker were skipped: needs a broker: mosquitto is not installed" in result.stdout
+
+
+def test_a_missing_binary_is_a_failure_in_ci(run):
+    result = run(ci="true")
+    assert result.returncode == 1
+    assert "1 passed, 2 errors" in result.stdout
+    assert "CI needs a broker: mosquitto is not installed" in result.stdout
+    assert "NOT TESTED" not in result.stdout
