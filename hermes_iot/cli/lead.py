@@ -65,7 +65,9 @@ def lead(
             beside(runner)
             summary = runner.run()
     if summary is None:
-        console.print(f"Stopped. Run the same command again to go on with run {manifest.run} ({run_dir}).")
+        console.print(
+            f"Stopped. Run the same command again to go on with run {manifest.run} ({run_dir}).", markup=False
+        )
         return caught.exit_code
     summary["broker"] = broker
     write_summary(run_dir / "summary.json", summary)

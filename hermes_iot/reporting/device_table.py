@@ -75,7 +75,7 @@ _COLUMNS: Final = (
 
 def device_table(rows: Sequence[Row], width: int) -> Table:
     """One line per device, at most `width` wide."""
-    columns = list(_COLUMNS)
+    columns = [one for one in _COLUMNS if one.cell is not _slowdown or any(row.slowdown > 1 for row in rows)]
     while len(columns) > 1 and _taken(columns) + _NAME_MIN > width:
         columns.remove(max(columns, key=lambda column: column.spare))
     name_width = max(_NAME_MIN, min(max((len(row.device) for row in rows), default=0), width - _taken(columns)))
@@ -86,7 +86,7 @@ def device_table(rows: Sequence[Row], width: int) -> Table:
             column.head, width=column.width, no_wrap=True, justify="left" if column.justify == "left" else "right"
         )
     for row in rows:
-        table.add_row(shorten(row.device, name_width), *(column.cell(row) for column in columns))
+        table.add_row(Text(shorten(row.device, name_width)), *(column.cell(row) for column in columns))
     return table
 
 

@@ -15,6 +15,7 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -27,6 +28,7 @@ _WIDTH_IN, _DPI = 10.0, 120
 _TOP_IN, _LANE_IN, _LANES_MIN_IN = 4.3, 0.19, 1.5
 _MARKED_POINTS_MAX: Final = 60
 _DENSE_LANES: Final = 25
+_DENSE_UPDATES: Final = 120
 #: Room right of the last point.
 _MARGIN: Final = 1.02
 
@@ -36,25 +38,15 @@ def draw(course: Course, *, title: str = "") -> bytes:
     with matplotlib.style.context("default"):
         lanes = _shown(course)
         lanes_in = max(_LANES_MIN_IN, _LANE_IN * len(lanes) + 0.5)
-        figure = Figure(figsize=(_WIDTH_IN, _TOP_IN + lanes_in), dpi=_DPI, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+        layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+        figure = Figure(figsize=(_WIDTH_IN, _TOP_IN + lanes_in), dpi=_DPI, layout=layout)
         FigureCanvasAgg(figure)
         grid = figure.add_gridspec(2, 2, height_ratios=[_TOP_IN, lanes_in + 0.9])
-        over_time = figure.add_subplot(grid[0, 0])
-        over_bytes = figure.add_subplot(grid[0, 1], sharey=over_time)
-        timeline = figure.add_subplot(grid[1, :])
-        scale, unit = _time_unit(course.end_s)
-        over_time.set_xlim(0, _end(course, scale))
-        over_bytes.set_xlim(0, max(sent, default=1.0) * _MARGIN)
-        _quality(over_time, course, [one / scale for one in course.seconds], f"time since the run began ({unit})")
-        size, size_unit = _size_unit(max(course.payload_bytes, default=0))
-        sent = [one / size for one in course.payload_bytes]
-        _quality(over_bytes, course, sent, f"payload up + down since the run began ({size_unit})")
-        over_time.set_title("Validation quality over time", fontsize=11)
-        over_bytes.set_title("... and over bytes sent", fontsize=11)
-        over_bytes.set_ylabel("")
-        _when_resized(over_time, course, scale)
-        _timeline(timeline, course, lanes, scale, unit)
+        over_time = figure.add_subplot(grid[0, 0], title="Validation quality over time")
+        over_bytes = figure.add_subplot(grid[0, 1], title="... and over bytes sent", sharey=over_time)
+        _over_time(over_time, course)
+        _over_bytes(over_bytes, course)
+        _timeline(figure.add_subplot(grid[1, :]), course, lanes)
         figure.legend(handles=_legend(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
         if title or course.reason:
             words = " - ".join(one for one in (clean(title, 70), clean(course.reason, 50)) if one)
@@ -64,11 +56,31 @@ def draw(course: Course, *, title: str = "") -> bytes:
         return image.getvalue()
 
 
-def _quality(axes: Axes, course: Course, across: list[float], label: str) -> None:
+def _over_time(axes: Axes, course: Course) -> None:
+    _time_axis(axes, course)
+    scale, _unit = _time_unit(course.end_s)
+    _quality(axes, course, [one / scale for one in course.seconds])
+    # Marks along the lower edge: lines through the picture would bury it in a large fleet.
+    times = sorted({second / scale for lane in course.lanes.values() for second in lane.resized_s})
+    if times:  # an empty line off the data's scale makes the layout collapse
+        edge = axes.get_xaxis_transform()
+        axes.plot(times, [0.0] * len(times), "D", color=ORANGE, markersize=5, clip_on=False, transform=edge, zorder=3)
+
+
+def _over_bytes(axes: Axes, course: Course) -> None:
+    scale, unit = _size_unit(max(course.payload_bytes, default=0))
+    across = [one / scale for one in course.payload_bytes]
+    _quality(axes, course, across)
+    axes.set_xlim(0, max(across, default=0) * _MARGIN or 1.0)
+    axes.set_xlabel(f"payload up + down since the run began ({unit})")
+    axes.set_ylabel("")
+
+
+def _quality(axes: Axes, course: Course, across: list[float]) -> None:
     """Accuracy where the task has one, else loss."""
     has_accuracy = any(math.isfinite(one) for one in course.accuracy)
     values = course.accuracy if has_accuracy else course.loss
-    axes.set_xlabel(label)
+    axes.title.set_fontsize(11)
     axes.grid(visible=True, alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if not across:
@@ -83,13 +95,6 @@ def _quality(axes: Axes, course: Course, across: list[float], label: str) -> Non
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=""))
 
 
-def _when_resized(axes: Axes, course: Course, scale: float) -> None:
-    """Marks along the lower edge: lines through the picture would bury it in a large fleet."""
-    times = sorted({second / scale for lane in course.lanes.values() for second in lane.resized_s})
-    edge = axes.get_xaxis_transform()
-    axes.plot(times, [0.0] * len(times), "D", color=ORANGE, markersize=5, clip_on=False, transform=edge, zorder=3)
-
-
 def _shown(course: Course) -> list[tuple[str, Lane]]:
     """All devices, or the `LANES_MAX` with the most to show, in the order they joined."""
     ranked = sorted(course.lanes, key=lambda name: len(course.lanes[name].applied_s), reverse=True)
@@ -97,22 +102,24 @@ def _shown(course: Course) -> list[tuple[str, Lane]]:
     return [(name, lane) for name, lane in course.lanes.items() if name in kept]
 
 
-def _timeline(axes: Axes, course: Course, lanes: list[tuple[str, Lane]], scale: float, unit: str) -> None:
+def _timeline(axes: Axes, course: Course, lanes: list[tuple[str, Lane]]) -> None:
+    scale, _unit = _time_unit(course.end_s)
     if not lanes:
         axes.text(0.5, 0.5, "no device joined", transform=axes.transAxes, ha="center", va="center", color=GREY)
     size = 6 if len(lanes) > _DENSE_LANES else 10
+    dense = any(len(lane.applied_s) > _DENSE_UPDATES for _name, lane in lanes)
+    stroke = 0.5 if dense else 1.2
     for number, (_name, lane) in enumerate(lanes):
         for begin, end in lane.presence:
             stop = course.end_s if math.isnan(end) else end
             axes.plot([begin / scale, stop / scale], [number, number], color=GREY, linewidth=0.8, zorder=1)
-        _marks(axes, lane.applied_s, number, scale, marker="|", color=BLUE, markersize=size, markeredgewidth=1.2)
+        _marks(axes, lane.applied_s, number, scale, marker="|", color=BLUE, markersize=size, markeredgewidth=stroke)
         _marks(axes, lane.dropped_s, number, scale, marker="x", color=VERMILION, markersize=size * 0.6)
         _marks(axes, lane.resized_s, number, scale, marker="D", color=ORANGE, markersize=size * 0.5)
     axes.set_yticks(range(len(lanes)), [name for name, _lane in lanes], fontsize=8 if len(lanes) > _DENSE_LANES else 9)
     axes.set_ylim(max(len(lanes), 1) - 0.4, -0.6)
-    axes.set_xlim(0, _end(course, scale))
+    _time_axis(axes, course)
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10]))
-    axes.set_xlabel(f"time since the run began ({unit})")
     left_out = len(course.lanes) - len(lanes)
     axes.set_title(
         f"Updates by device ({left_out} devices with fewer updates are not shown)" if left_out else "Updates by device",
@@ -139,9 +146,10 @@ def _legend() -> list[Line2D]:
     ]
 
 
-def _end(course: Course, scale: float) -> float:
-    """The right edge of a time axis."""
-    return course.end_s / scale * _MARGIN or 1.0
+def _time_axis(axes: Axes, course: Course) -> None:
+    scale, unit = _time_unit(course.end_s)
+    axes.set_xlim(0, course.end_s / scale * _MARGIN or 1.0)
+    axes.set_xlabel(f"time since the run began ({unit})")
 
 
 def _size_unit(most: float) -> tuple[float, str]:

@@ -1,8 +1,8 @@
 """What a person sees while a run goes on: a live table on a terminal, plain lines everywhere else.
 
 Nothing here has a thread of its own. Records drive the display, at most `REFRESH_INTERVAL_S` apart; devices report
-about once a second, so it never stands still for long. Whatever goes wrong with the screen (an ssh session that
-died), the run is worth more: the view falls silent and training goes on.
+about once a second, so it never stands still for long. A terminal that is gone (an ssh session that died) makes the
+view fall silent and training goes on; a closed pipe ends the process as it ends others, and the run can be resumed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
@@ -32,6 +32,7 @@ NEWS_S: Final = 10.0
 #: Lines of the screen that are not devices: titles, table head, the line of those left out, counters, news, cursor.
 _LINES_AROUND: Final = 12
 _ROWS_MIN: Final = 3
+_NAME_MAX: Final = 24
 
 
 class LiveView:
@@ -51,9 +52,9 @@ class LiveView:
         self._plain = plain or not console.is_terminal or console.is_dumb_terminal
         self._title: dict[str, str] = {}
         self._news = ""
-        self._shown: list[str] = []
+        self._shown: set[str] = set()
         self._chosen_at = self._drawn_at = self._progress_at = clock()
-        self._live = None if self._plain else Live(_Screen(self), console=console, auto_refresh=False)
+        self._live = None if self._plain else Live(console=console, auto_refresh=False)
         self._silent = False
 
     def __enter__(self) -> Self:
@@ -69,6 +70,7 @@ class LiveView:
         # After a good end the summary says all of it again, and better; otherwise the last state is what is left.
         self._live.transient = error is None and bool(self.overview.reason)
         with self._lock:
+            self._draw(self._clock())
             self._safely(self._live.stop)
 
     def title(self, **names: str) -> None:
@@ -88,7 +90,7 @@ class LiveView:
             if self._plain:
                 self._tell(news, now)
                 return
-            self._news = f"{format_seconds(self.overview.elapsed_s)}  {news}" if news else self._news
+            self._news = f"{self.overview.elapsed_s:.1f} s  {news}" if news else self._news
             if event == "finished" or now - self._drawn_at >= REFRESH_INTERVAL_S:
                 self._draw(now)
 
@@ -97,38 +99,21 @@ class LiveView:
     def _draw(self, now: float) -> None:
         self._drawn_at = now
         if self._live is not None:
-            self._safely(self._live.refresh)
+            live, frame = self._live, self.frame(self._console.width, self._console.height)
+            self._safely(lambda: live.update(frame, refresh=True))
 
-    def lines(self, options: ConsoleOptions) -> list[Text]:
-        """Everything but the table, above and below it; called by the renderer."""
-        seen, title = self.overview, self._title
-        width = options.max_width
-        names = {name: shorten(value, max(16, width // 3)) for name, value in title.items() if name != "run"}
-        return [
-            labelled([("run", title.get("run", "")), ("fleet", names.get("fleet", ""))]),
-            labelled([(name, names.get(name, "")) for name in ("task", "strategy", "broker")]),
-            labelled(
-                [
-                    ("elapsed", format_seconds(seen.elapsed_s)),
-                    ("model version", str(seen.version)),
-                    ("devices online", f"{seen.online} of {len(seen.rows)}"),
-                ]
-            ),
-            labelled(_quality(seen)),
-            Text(),
-            labelled(
-                [
-                    ("iterations", format_count(seen.iterations)),
-                    ("published", f"{format_count(seen.published)}{_of(seen.published, seen.iterations)}"),
-                    ("applied", format_count(seen.applied)),
-                    ("bytes up", format_bytes(seen.bytes_up)),
-                    ("down", format_bytes(seen.bytes_down)),
-                ]
-            ),
-            Text(_refusals(seen) or self._news, style="yellow" if _refusals(seen) else "dim", no_wrap=True),
-        ]
+    def frame(self, width: int, height: int) -> Printable:
+        """The screen as it is now; a value, so that whoever prints beside it may redraw it from another thread."""
+        rows = self._chosen(max(_ROWS_MIN, height - _LINES_AROUND))
+        left_out = len(self.overview.rows) - len(rows)
+        more = f"… and {left_out} more (shown: the newest changes, then the slowest)" if left_out else ""
+        news = Text(self._news, style="dim", no_wrap=True, overflow="ellipsis")
+        head, foot = _head(self.overview, self._title, width), _foot(self.overview)
+        return Printable(
+            Group(*head, "", device_table(rows, width), Text(more, style="dim", no_wrap=True), *foot, news)
+        )
 
-    def chosen(self, room: int) -> list[Row]:
+    def _chosen(self, room: int) -> list[Row]:
         """The devices to show in `room` lines, in the order they joined: the newest changes, then the slowest."""
         rows = self.overview.rows
         if len(rows) <= room:
@@ -136,11 +121,12 @@ class LiveView:
         now = self._clock()
         if len(self._shown) != room or now - self._chosen_at >= CHOICE_INTERVAL_S:
             self._chosen_at = now
-            newest = self.overview.elapsed_s - NEWS_S
-            rank = lambda row: (max(newest, row.noted_s), row.online, row.iteration_s)  # noqa: E731 - used once
-            self._shown = [row.device for row in heapq.nlargest(room, rows.values(), key=rank)]
-        shown = set(self._shown)
-        return [row for name, row in rows.items() if name in shown]
+            since = self.overview.elapsed_s - NEWS_S
+            best = heapq.nlargest(
+                room, rows.values(), key=lambda row: (max(since, row.noted_s), row.online, row.iteration_s)
+            )
+            self._shown = {row.device for row in best}
+        return [row for name, row in rows.items() if name in self._shown]
 
     # --- lines ----------------------------------------------------------------------------------------------------
 
@@ -152,7 +138,7 @@ class LiveView:
             self._say(_progress_line(self.overview))
 
     def _say(self, line: str) -> None:
-        text = Text(f"{format_seconds(self.overview.elapsed_s):>7}  {line}")
+        text = Text(f"{self.overview.elapsed_s:8.1f} s  {line}")
         self._safely(lambda: self._console.print(Printable(text), soft_wrap=True))
 
     def _safely(self, draw: Callable[[], None]) -> None:
@@ -164,20 +150,36 @@ class LiveView:
             self._silent = True
 
 
-class _Screen:
-    """What `Live` draws; asks the view at every refresh, so that it follows a terminal that is resized."""
+def _head(seen: Overview, title: Mapping[str, str], width: int) -> list[Text]:
+    what = [(name, shorten(title.get(name, ""), _NAME_MAX)) for name in ("task", "strategy")]
+    room = width - len(labelled([*what, ("broker", "x")])) + 1
+    return [
+        labelled([(name, title.get(name, "")) for name in ("run", "fleet")]),
+        labelled([*what, ("broker", shorten(title.get("broker", ""), max(room, _NAME_MAX)))]),
+        labelled(
+            [
+                ("elapsed", format_seconds(seen.elapsed_s)),
+                ("model version", str(seen.version)),
+                ("devices online", f"{seen.online} of {len(seen.rows)}"),
+            ]
+        ),
+        labelled(_quality(seen)),
+    ]
 
-    def __init__(self, view: LiveView) -> None:
-        self._view = view
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        lines = self._view.lines(options)
-        room = max(_ROWS_MIN, options.max_height - _LINES_AROUND)
-        rows = self._view.chosen(room)
-        left_out = len(self._view.overview.rows) - len(rows)
-        more = f"… and {left_out} more (shown: the newest changes, then the slowest)" if left_out else ""
-        table = device_table(rows, options.max_width)
-        yield Printable(Group(*lines[:5], table, Text(more, style="dim", no_wrap=True), *lines[5:]))
+def _foot(seen: Overview) -> list[Text]:
+    return [
+        labelled(
+            [
+                ("iterations", format_count(seen.iterations)),
+                ("published", f"{format_count(seen.published)} ({format_share(seen.share)})"),
+                ("applied", f"{format_count(seen.applied)}{_refusals(seen)}"),
+            ]
+        ),
+        labelled(
+            [("payload at the coordinator: up", format_bytes(seen.bytes_up)), ("down", format_bytes(seen.bytes_down))]
+        ),
+    ]
 
 
 def _quality(seen: Overview) -> list[tuple[str, str]]:
@@ -191,14 +193,10 @@ def _quality(seen: Overview) -> list[tuple[str, str]]:
     return [*pairs, ("loss", f"{format_loss(seen.loss)} (best {format_loss(seen.best_loss)})")]
 
 
-def _of(part: int, whole: int) -> str:
-    return f" ({format_share(part / whole)})" if whole else ""
-
-
 def _refusals(seen: Overview) -> str:
     counts = [f"{count} {outcome}" for outcome, count in sorted(seen.dropped.items())]
     counts += [f"{count} refused as {reason}" for reason, count in sorted(seen.refused.items())]
-    return f"not applied: {', '.join(counts)}" if counts else ""
+    return f" (not: {', '.join(counts)})" if counts else ""
 
 
 def _progress_line(seen: Overview) -> str:

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 FLUSH_INTERVAL_S: Final = 1.0
 #: No record of ours comes near it; whatever is longer was not written by us.
 LINE_BYTES_MAX: Final = 65_536
+_ELAPSED_MAX_S: Final = 1e10
 
 
 def finite(value: object) -> Any:
@@ -172,9 +173,9 @@ def _record(line: bytes) -> dict[str, Any] | None:
     if not isinstance(record, dict) or not isinstance(record.get("event"), str):
         return None
     elapsed_s = record.get("elapsed_s")
-    if isinstance(elapsed_s, bool) or not isinstance(elapsed_s, int | float) or not math.isfinite(elapsed_s):
+    if isinstance(elapsed_s, bool) or not isinstance(elapsed_s, int | float):
         return None
-    return record
+    return record if 0 <= elapsed_s < _ELAPSED_MAX_S else None
 
 
 def _ends_torn(descriptor: int) -> bool:

@@ -14,7 +14,13 @@ from hermes_iot.reporting.units import format_factor
 
 @dataclass(slots=True, kw_only=True)
 class Row:
-    """One device. `noted_s` is when something last happened to it besides training: it came, left or was re-sized."""
+    """One device.
+
+    Attributes:
+        reported: updates published, by its own last report; `applied`: since this process began to watch.
+        noted_s: when something last happened to it besides training: it came, left or was re-sized.
+        allotted: rows and mini-batch asked of it, while `samples` and `batch` are in force; None = not heard of yet.
+    """
 
     device: str
     slowdown: float = 1.0
@@ -24,13 +30,18 @@ class Row:
     batch: int = 0
     iteration_s: float = 0.0
     iterations: int = 0
-    published: int = 0
+    reported: int = 0
     applied: int = 0
     z: float | None = None
     threshold: float | None = None
     gate: str = ""
     noted_s: float = -math.inf
     allotted: tuple[int, int] | None = None
+
+    @property
+    def published(self) -> int:
+        """Updates it published: what it last reported, or what has been applied since, if that is more."""
+        return max(self.reported, self.applied)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,6 +83,12 @@ class Overview:
     def published(self) -> int:
         """Updates published by all devices."""
         return sum(row.published for row in self.rows.values())
+
+    @property
+    def share(self) -> float | None:
+        """Published updates to local iterations, as far as reported; both stand in the same report."""
+        iterations = self.iterations
+        return sum(row.reported for row in self.rows.values()) / iterations if iterations else None
 
     def take(self, event: str, fields: Mapping[str, Any]) -> str:
         """One record; what a person should hear of it, or nothing."""
@@ -118,18 +135,19 @@ class Overview:
     def _allotted(self, fields: Mapping[str, Any]) -> str:
         row, size = self._row(fields), (fields["samples"], fields["batch"])
         before, row.allotted = row.allotted, size
-        if before is None:
+        if before is None:  # its first, part of joining; or said again by a coordinator that came back
             row.samples, row.batch = size
-            if fields["version"] == 1:
-                return ""  # part of joining
+            return ""
+        if before == size:
+            return ""
         row.noted_s = self.elapsed_s
-        rows, batch = (_change(*pair) for pair in zip(before or size, size, strict=True))
-        return f"{row.device} re-sized: {rows} rows, mini-batch {batch} ({clean(fields['reason'])})"
+        batch = f", mini-batch {_change(before[1], size[1])}" if before[1] != size[1] else ""
+        return f"{row.device} re-sized: {_change(before[0], size[0])} rows{batch} ({clean(fields['reason'])})"
 
     def _reported(self, fields: Mapping[str, Any]) -> None:
         row = self._row(fields)
         row.online, row.phase, row.gate = fields["online"], fields["phase"], clean(fields["gate"], 16)
-        row.iterations, row.published = fields["iterations"], fields["published"]
+        row.iterations, row.reported = fields["iterations"], fields["published"]
         row.iteration_s, row.z, row.threshold = fields["iteration_s"], fields["z"], fields["threshold"]
         if fields["samples"]:
             row.samples, row.batch = fields["samples"], fields["batch"]

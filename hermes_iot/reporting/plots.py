@@ -28,12 +28,18 @@ class Plotted:
 
 @dataclass(slots=True, kw_only=True)
 class Lane:
-    """What happened to one device, in seconds since the run began. `presence` are spans; an open one ends in NaN."""
+    """What happened to one device, in seconds since the run began.
+
+    Attributes:
+        presence: spans; an open one ends in NaN.
+        size: rows and mini-batch last allotted.
+    """
 
     presence: list[tuple[float, float]] = field(default_factory=list)
     applied_s: list[float] = field(default_factory=list)
     dropped_s: list[float] = field(default_factory=list)
     resized_s: list[float] = field(default_factory=list)
+    size: tuple[int, int] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,13 +55,13 @@ class Course:
     reason: str = ""
 
 
-def plot_run(metrics_path: Path, png_path: Path, *, title: str = "") -> Plotted:
+def plot_run(metrics_path: Path, png_path: Path, *, title: str | None = None) -> Plotted:
     """Draw a run's metrics: accuracy over time and over bytes, and when each device published.
 
     Args:
         metrics_path: the run's metrics.jsonl.
         png_path: written atomically.
-        title: above the picture, e.g. the run's id.
+        title: above the picture; None = the name of the run's directory.
 
     Raises:
         StorageError: one cannot be read or the other not be written.
@@ -65,6 +71,7 @@ def plot_run(metrics_path: Path, png_path: Path, *, title: str = "") -> Plotted:
     except ImportError as error:
         why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
         return Plotted(note=f"no plot: matplotlib {why}; get it with {INSTALL}")
+    title = metrics_path.absolute().parent.name if title is None else title
     write_atomic(png_path, draw(course_of(read_metrics(metrics_path)), title=title))
     return Plotted(path=png_path)
 
@@ -100,8 +107,8 @@ def _add(course: Course, record: Mapping[str, Any]) -> None:
             _lane(course, record).presence.append((now, math.nan))
         case "left":
             _close(_lane(course, record), now)
-        case "allocation" if int(record["version"]) > 1:
-            _lane(course, record).resized_s.append(now)
+        case "allocation":
+            _allotted(_lane(course, record), (int(record["samples"]), int(record["batch"])), now)
         case "dropped":
             _lane(course, record).dropped_s.append(now)
         case "finished":
@@ -113,6 +120,13 @@ def _add(course: Course, record: Mapping[str, Any]) -> None:
             lists = (course.seconds, course.accuracy, course.loss, course.payload_bytes)
             for one, value in zip(lists, row, strict=True):
                 one.append(value)
+
+
+def _allotted(lane: Lane, size: tuple[int, int], now: float) -> None:
+    """The first is part of joining, and a coordinator that came back says the last one again."""
+    if lane.size not in (None, size):
+        lane.resized_s.append(now)
+    lane.size = size
 
 
 def _lane(course: Course, record: Mapping[str, Any]) -> Lane:

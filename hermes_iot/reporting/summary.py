@@ -38,7 +38,6 @@ WIDTH_MAX: Final = 110
 DEVICES_MAX: Final = 64
 _FILES: Final = ("summary.json", "metrics.jsonl", "model.safetensors")
 _NAME_MAX: Final = 20
-_NEVER_MEASURED: Final = "never measured"
 
 
 def envelope(summary: Mapping[str, Any], *, kind: str) -> str:
@@ -73,6 +72,7 @@ def render(summary: Mapping[str, Any], console: Console, *, plot: Plotted | None
         _heading("Local iterations and published updates"),
         _iterations(summary, devices[:DEVICES_MAX]),
         _left_out(devices),
+        _emulated(devices),
         _received(summary),
         _heading("Allocation and iteration time, first to last"),
         _allocations(devices[:DEVICES_MAX]),
@@ -107,14 +107,14 @@ def _outcome(summary: Mapping[str, Any]) -> list[RenderableType]:
     loss = f"loss {format_loss(summary['loss'])}"
     table = _table("", "")
     if summary["accuracy"] is None:
-        table.add_row("final loss", Text(f"{format_loss(summary['loss'])} on the test rows", style="bold"))
+        _row(table, "final loss", Text(f"{format_loss(summary['loss'])} on the test rows", style="bold"))
     else:
-        table.add_row("final accuracy", _bold(format_share(summary["accuracy"]), f" on the test rows, {loss}"))
+        _row(table, "final accuracy", _bold(format_share(summary["accuracy"]), f" on the test rows, {loss}"))
     if validation is not None:
-        table.add_row("validation accuracy", f"{format_share(validation)}, model version {version}")
+        _row(table, "validation accuracy", f"{format_share(validation)}, model version {version}")
     else:
-        table.add_row("model version", str(version))
-    table.add_row("wall time", f"{format_seconds(summary['wall_s'])}, ended by: {clean(summary['reason'])}")
+        _row(table, "model version", str(version))
+    _row(table, "wall time", f"{format_seconds(summary['wall_s'])}, ended by: {clean(summary['reason'])}")
     names = [(name, clean(summary.get(name, ""), 60)) for name in ("task", "strategy", "fleet", "seed", "broker")]
     return [
         Text(f"Run {clean(summary['run'])}", style="bold"),
@@ -134,7 +134,7 @@ def _iterations(summary: Mapping[str, Any], devices: Sequence[Mapping[str, Any]]
     table = _table("device", "emulated", "local iterations", "published", "share", "applied", totals=True)
     for one in devices:
         counts = (one["iterations"], one["updates_published"], one["updates_applied"])
-        table.add_row(_name(one), _slowdown(one), *_counts(*counts))
+        _row(table, _name(one), _slowdown(one), *_counts(*counts))
     totals = (summary["iterations"], summary["updates_published"], summary["updates_applied"])
     table.columns[0].footer = "total"
     for column, text in zip(table.columns[2:], _counts(*totals), strict=True):
@@ -145,6 +145,12 @@ def _iterations(summary: Mapping[str, Any], devices: Sequence[Mapping[str, Any]]
 def _counts(iterations: int, published: int, applied: int) -> tuple[str, str, str, str]:
     share = format_share(published / iterations) if iterations else NOTHING
     return f"{iterations:,}", f"{published:,}", share, f"{applied:,}"
+
+
+def _emulated(devices: Sequence[Mapping[str, Any]]) -> RenderableType:
+    if not any(one["slowdown"] > 1 for one in devices):
+        return ""
+    return _note("emulated: the process pauses after each iteration, so that it takes so many times as long")
 
 
 def _received(summary: Mapping[str, Any]) -> RenderableType:
@@ -160,25 +166,26 @@ def _received(summary: Mapping[str, Any]) -> RenderableType:
 
 
 def _allocations(devices: Sequence[Mapping[str, Any]]) -> RenderableType:
-    table = _table("device", "emulated", "data rows", "mini-batch", "iteration time", "")
+    table = _table("device", "data rows", "mini-batch", "iteration time")
+    table.columns[-1].justify = "left"
     for one in devices:
         measured = bool(one["samples_before"])
         rows = _change(one["samples_before"], one["samples"], str) if measured else str(one["samples"])
         batch = _change(one["batch_before"], one["batch"], str) if measured else str(one["batch"])
-        time, note = _iteration_time(one)
-        table.add_row(_name(one), _slowdown(one), rows, batch, time, Text(note, style="dim"))
+        _row(table, _name(one), rows, batch, _iteration_time(one))
     return _indented(table)
 
 
-def _iteration_time(one: Mapping[str, Any]) -> tuple[str, str]:
+def _iteration_time(one: Mapping[str, Any]) -> Text:
     before, after = one["iteration_s_before"], one["iteration_s"]
     if before is None or after is None:
-        return NOTHING, _NEVER_MEASURED
+        return Text("never measured", style="dim")
     if not _resized(one):
-        return format_seconds(after), "not re-sized" if one["allocations"] <= 1 else "ended at its first size"
+        why = "not re-sized" if one["allocations"] <= 1 else "ended at its first size"
+        return Text.assemble(format_seconds(after), (f", {why}", "dim"))
     if before == after:  # one measurement only, and two sizes
-        return f"{format_seconds(before)} → ?", "ended before it was measured again"
-    return _change(before, after, format_seconds), ""
+        return Text.assemble(f"{format_seconds(before)} → ?", (", not measured again", "dim"))
+    return Text(_change(before, after, format_seconds))
 
 
 def _resized(one: Mapping[str, Any]) -> bool:
@@ -188,16 +195,13 @@ def _resized(one: Mapping[str, Any]) -> bool:
 
 
 def _evened_out(devices: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
-    """How unequal the fleet was and is; only where somebody was re-sized and more than one was measured."""
+    """How unequal the fleet was and is, where devices were re-sized and all of those measured again."""
     measured = [one for one in devices if one["iteration_s_before"] and one["iteration_s"]]
-    emulated = any(one["slowdown"] > 1 for one in devices)
-    notes = []
-    if any(_resized(one) for one in measured) and len(measured) > 1:
-        first, last = (_spread([one[name] for one in measured]) for name in ("iteration_s_before", "iteration_s"))
-        notes.append(_indented(Text(f"slowest / fastest iteration: {first} at first, {last} at the end")))
-    if emulated:
-        notes.append(_note("emulated: the process pauses after each iteration, so that it takes so many times as long"))
-    return notes
+    resized = [one["iteration_s_before"] != one["iteration_s"] for one in measured if _resized(one)]
+    if not resized or not all(resized) or len(measured) == 1:
+        return []
+    first, last = (_spread([one[name] for one in measured]) for name in ("iteration_s_before", "iteration_s"))
+    return [_indented(Text(f"slowest / fastest iteration: {first} at first, {last} at the end"))]
 
 
 def _spread(times_s: Sequence[float]) -> str:
@@ -210,8 +214,8 @@ def _spread(times_s: Sequence[float]) -> str:
 def _traffic(summary: Mapping[str, Any]) -> list[RenderableType]:
     up, down, bsp = summary["bytes_up"], summary["bytes_down"], summary["bytes_bsp"]
     table = _table("", "up", "down", "together")
-    table.add_row("this run", format_bytes(up), format_bytes(down), _bold(format_bytes(up + down), ""))
-    table.add_row("BSP, same iterations", "", "", format_bytes(bsp) if bsp else NOTHING)
+    _row(table, "this run", format_bytes(up), format_bytes(down), _bold(format_bytes(up + down), ""))
+    _row(table, "BSP, same iterations", "", "", format_bytes(bsp) if bsp else NOTHING)
     if not bsp or not up + down:
         return [_indented(table), _note("No update was published, so there is nothing to hold against BSP.")]
     ratio = bsp / (up + down)
@@ -253,6 +257,11 @@ def _table(*heads: str, totals: bool = False) -> Table:
         words = head in {"device", ""}
         table.add_column(head, justify="left" if words or number == 0 else "right", no_wrap=bool(head))
     return table
+
+
+def _row(table: Table, *cells: str | Text) -> None:
+    """Rich would read markup out of plain strings."""
+    table.add_row(*(Text(one) if isinstance(one, str) else one for one in cells))
 
 
 def _name(one: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ consoles, old locales); `Printable` gives them ASCII instead of a UnicodeEncodeE
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Final
@@ -18,13 +19,16 @@ from rich.text import Text
 
 CHARS_MAX: Final = 160
 
+#: A whole terminal sequence; without its first character the rest would be harmless, and rubbish to read.
+_ESCAPE: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+
 #: One cell for one cell, so that nothing moves.
 _ASCII: Final = str.maketrans({"…": "~", "→": ">"})
 
 
 def clean(text: object, chars_max: int = CHARS_MAX) -> str:
     """One line without control, format, private or unassigned characters, at most `chars_max` long."""
-    words = " ".join(str(text)[: 4 * chars_max].split())
+    words = " ".join(_ESCAPE.sub("", str(text)[: 4 * chars_max]).split())
     kept = "".join(one for one in words if unicodedata.category(one)[0] != "C")
     return kept if len(kept) <= chars_max else f"{kept[: chars_max - 1]}…"
 

@@ -93,8 +93,9 @@ def format_count(count: int) -> str:
 
 
 def format_factor(factor: float) -> str:
-    """``8x``, ``2.50x``, ``12.3x``, ``150x``: how many times."""
-    return f"{factor:.0f}x" if factor == int(factor) else f"{_three_digits(factor)}x"
+    """``8x``, ``2.5x``, ``12.3x``, ``150x``: how many times."""
+    digits = _three_digits(factor)
+    return f"{digits.rstrip('0').rstrip('.') if '.' in digits else digits}x"
 
 
 def format_loss(loss: float | None) -> str:
