@@ -13,17 +13,21 @@ business; this module knows what the values mean. Constants of a strategy stand 
 from __future__ import annotations
 
 import difflib
-import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from hermes_iot.core.stopping import StopRules
 from hermes_iot.domain import Codec, DataMode, GateSplit, Sampling, Telemetry
 from hermes_iot.errors import UsageError
-from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT
+from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT, INTEGER_MAX
+
+#: What a manifest can carry, see `protocol.schema`.
+_LEARNING_RATE_MAX: Final = 1e6
+_CHUNK_BYTES_MIN: Final = 1024
+_CHUNK_BYTES_MAX: Final = 2**28
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +66,19 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}", why="it must be at least 1")
-        if self.learning_rate is not None and not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise UsageError(f"learning rate is {self.learning_rate}", why="it must be a positive number")
+        if self.learning_rate is not None and not 0 < self.learning_rate <= _LEARNING_RATE_MAX:
+            raise UsageError(f"learning rate is {self.learning_rate}", why="it must be a positive number, at most 1e6")
+        if self.lag_max is not None and self.lag_max < 0:
+            raise UsageError(f"lag max is {self.lag_max}", why="it must not be negative")
         if not 0 < self.validation_fraction < 0.5:  # noqa: PLR2004 - half the rows would be too many for any purpose
             raise UsageError(f"validation fraction is {self.validation_fraction}", why="it lies between 0 and 0.5")
-        if self.seed < 0:
-            raise UsageError(f"seed is {self.seed}", why="it must not be negative")
-        if self.chunk_bytes < 1024:  # noqa: PLR2004 - a chunk's header alone takes 100 bytes
-            raise UsageError(f"chunk size is {self.chunk_bytes} bytes", why="less than 1,024 would be mostly headers")
+        if not 0 <= self.seed <= INTEGER_MAX:
+            raise UsageError(f"seed is {self.seed}", why=f"it is a whole number from 0 to {INTEGER_MAX}")
+        if not _CHUNK_BYTES_MIN <= self.chunk_bytes <= _CHUNK_BYTES_MAX:
+            raise UsageError(
+                f"chunk size is {self.chunk_bytes} bytes",
+                why=f"it lies between {_CHUNK_BYTES_MIN}, below which it would be mostly headers, and {_CHUNK_BYTES_MAX}",
+            )
 
 
 def read_toml(path: Path) -> dict[str, Any]:

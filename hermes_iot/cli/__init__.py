@@ -7,11 +7,14 @@ is one line on stderr: what, why, and what mends it. With ``--json`` stdout hold
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import typer
+
     from hermes_iot.errors import HermesError
 
 __all__ = ["main"]
@@ -21,13 +24,26 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code (see `hermes_iot.errors`, and 130 after Ctrl-C)."""
+    from hermes_iot.cli.signals import Terminated, terminable
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with terminable():
+            code = _run(arguments)
+    except Terminated:
+        code = 0
+    if argv is None:
+        _abandon_training(code)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     import typer
 
     from hermes_iot.cli import files
     from hermes_iot.cli.app import command
     from hermes_iot.errors import HermesError, UsageError
 
-    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         root = command()
         defaults, constants = files.read(arguments, root)
@@ -35,11 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             args=arguments, prog_name="hermes-iot", standalone_mode=False, default_map=defaults, obj=constants
         )
     except typer.TyperException as error:
-        context = getattr(error, "ctx", None)
-        path = context.command_path if context is not None else "hermes-iot"
-        return _fail(
-            UsageError(" ".join(error.format_message().split()).rstrip("."), mend=f"See {path} --help"), arguments
-        )
+        what, mend = _worded(error)
+        return _fail(UsageError(what, mend=mend), arguments)
     except HermesError as error:
         return _fail(error, arguments)
     except (KeyboardInterrupt, typer.Abort):
@@ -48,7 +61,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:  # noqa: BLE001 - a bug is an error with a line and an exit code, too
+        import traceback
+
+        traceback.print_exc()
+        bug = HermesError(
+            "this is a bug in hermes-iot",
+            why=f"{type(error).__name__}: {error}",
+            mend="Please report it with the lines above",
+        )
+        return _fail(bug, arguments)
     return outcome if isinstance(outcome, int) else 0
+
+
+def _worded(error: typer.TyperException) -> tuple[str, str]:
+    """What was wrong with the words given, and where help is.
+
+    Typer names an option's variable whether or not the value came from there; we say where it came from.
+    """
+    what = re.sub(r" \(env var: '[A-Z_]*'\)", "", " ".join(error.format_message().split()).rstrip("."))
+    context, option = getattr(error, "ctx", None), getattr(error, "param", None)
+    if context is None:
+        return what, "See hermes-iot --help"
+    source = context.get_parameter_source(option.name) if option is not None else None
+    origin = {"ENVIRONMENT": getattr(option, "envvar", ""), "DEFAULT_MAP": "the configuration file"}.get(
+        getattr(source, "name", "")
+    )
+    return f"{what} (from {origin})" if origin else what, f"See {context.command_path} --help"
 
 
 def _fail(error: HermesError, arguments: Sequence[str]) -> int:
@@ -64,3 +103,20 @@ def _fail(error: HermesError, arguments: Sequence[str]) -> int:
         sys.stdout.write(json.dumps(envelope) + "\n")
     sys.stderr.write(f"hermes-iot: {error}\n")
     return error.exit_code
+
+
+def _abandon_training(code: int) -> None:
+    """End the process here and now if an iteration is still running in it.
+
+    On a small board one takes minutes. When the interpreter goes it ends its threads inside torch's C++, which takes
+    that for a crash ("terminate called without an active exception", SIGABRT instead of our exit code).
+    """
+    from hermes_iot.cli.signals import still_training
+
+    if still_training():
+        import logging
+
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -11,6 +11,7 @@ from hermes_iot import __version__
 from hermes_iot.cli.coordinator import coordinator
 from hermes_iot.cli.demo import demo
 from hermes_iot.cli.device import device
+from hermes_iot.cli.files import offer_variables
 from hermes_iot.cli.status import status
 
 
@@ -40,4 +41,5 @@ def command() -> TyperGroup:
         app.command(function.__name__)(function)
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)  # noqa: S101 - an app of several commands is one
+    offer_variables(group)
     return group

@@ -40,13 +40,18 @@ class BrokerOptions:
         """
         for path in (ca_file, cert_file, key_file, password_file):
             if path is not None and not path.is_file():
-                raise UsageError(f"there is no file {path}")
+                raise UsageError(
+                    f"there is no file {path}", mend="Check the paths of CA, certificate, key and password"
+                )
         tls = None
         if ca_file is not None or cert_file is not None or key_file is not None:
             tls = TlsOptions(ca_file=ca_file, cert_file=cert_file, key_file=key_file)
         password = os.environ.get("HERMES_PASSWORD")
         if password_file is not None:
-            password = password_file.read_text(encoding="utf-8").strip()
+            try:
+                password = password_file.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise UsageError(f"password file {password_file} cannot be read", why=str(error)) from error
         return cls(address=BrokerAddress.parse(url), tls=tls, password=password)
 
     def connector(self, *, session_expiry_s: int = 0) -> Callable[[str, Will | None], Transport]:

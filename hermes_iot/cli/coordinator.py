@@ -127,14 +127,21 @@ def coordinator(
         chunk_bytes=chunk_bytes,
         rules=stop_rules(target_accuracy, patience, max_wall, max_bytes, max_pushes),
     )
+    options.check_directory(data_dir)
+    if new and run_dir is not None and (run_dir / "registry.json").exists():
+        raise UsageError(f"{run_dir} holds a run already", mend="Give a new run another --run-dir")
     logs.configure(verbose=verbose, quiet=True)
 
     from hermes_iot.cli.lead import lead
     from hermes_iot.protocol.topics import Topics
-    from hermes_iot.runtime.coordinator import SESSION_EXPIRY_S, CoordinatorRunner, look_for_leader
+    from hermes_iot.runtime.coordinator import SESSION_EXPIRY_S, CoordinatorRunner
+    from hermes_iot.runtime.leadership import look_for_leader
     from hermes_iot.runtime.run_dir import unfinished
     from hermes_iot.runtime.trainers import for_coordinator
+    from hermes_iot.storage.atomic import make_directory
 
+    if run_dir is not None:
+        make_directory(run_dir)
     connect = access.connector(session_expiry_s=SESSION_EXPIRY_S)
     # Before seconds of loading: is there a broker, and does nobody else lead?
     look_for_leader(Topics(fleet, prefix=prefix), connect, takeover=takeover)
@@ -143,6 +150,7 @@ def coordinator(
         directory = unfinished(Path("runs"), fleet, task, strategy)
     if directory is None:
         directory = Path("runs") / f"{fleet}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    make_directory(directory)
     bench = for_coordinator(settings, data_dir=data_dir)
 
     def runner_of(on_record: Callable[[str, Mapping[str, Any]], None]) -> CoordinatorRunner:
@@ -174,11 +182,21 @@ def stop_rules(
     """
     from hermes_iot.reporting.units import parse_bytes, parse_duration
 
+    max_wall_s = parse_duration(max_wall) if max_wall is not None else None
+    bytes_max = parse_bytes(max_bytes) if max_bytes is not None else None
+    for name, value in (
+        ("patience", patience),
+        ("max-wall", max_wall_s),
+        ("max-bytes", bytes_max),
+        ("max-pushes", max_pushes),
+    ):
+        if value is not None and value <= 0:
+            raise UsageError(f"--{name} {value:g} cannot be used", why="it must be above 0")
     return StopRules(
         target_accuracy=target_accuracy,
         patience=patience,
-        max_wall_s=parse_duration(max_wall) if max_wall is not None else None,
-        max_bytes=parse_bytes(max_bytes) if max_bytes is not None else None,
+        max_wall_s=max_wall_s,
+        max_bytes=bytes_max,
         max_pushes=max_pushes,
     )
 
@@ -202,6 +220,7 @@ def run_config(
         UsageError: a word that is none of those allowed, an unknown strategy or constant.
     """
     from hermes_iot.runtime import strategies
+    from hermes_iot.runtime.trainers import check_source
     from hermes_iot.training import tasks
 
     for name, value, allowed in (
@@ -213,6 +232,7 @@ def run_config(
     ):
         if value is not None and value not in allowed:
             raise UsageError(f"--{name} {value!r} is not known", mend=f"Use {' or '.join(allowed)}")
+    check_source(task)
     if task not in tasks.task_names():
         tasks.resolve(task)  # a built-in one would load torch here; of the others we want to know now that they load
     strategies.resolve(strategy).build(constants)

@@ -72,11 +72,19 @@ def device(
     access = BrokerOptions.of(
         broker, ca_file=ca_file, cert_file=cert_file, key_file=key_file, password_file=password_file
     )
+    options.check_directory(data_dir)
     logs.configure(verbose=verbose)
 
     from hermes_iot.core.device import DeviceSettings
+    from hermes_iot.runtime import strategies
     from hermes_iot.runtime.device import DeviceConfig, DeviceRunner
-    from hermes_iot.runtime.trainers import for_device
+    from hermes_iot.runtime.trainers import check_source, for_device
+
+    # What the person named must be there now, not when a run asks for it.
+    if task is not None:
+        check_source(task)
+    if strategy is not None:
+        strategies.resolve(strategy)
 
     runner = DeviceRunner(
         DeviceConfig(
@@ -103,7 +111,8 @@ def device(
 
 
 def _jsonl(event: str, fields: Mapping[str, Any]) -> None:
-    sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
+    finite = {key: None if isinstance(one, float) and not math.isfinite(one) else one for key, one in fields.items()}
+    sys.stdout.write(json.dumps({"event": event, **finite}) + "\n")
     sys.stdout.flush()
 
 

@@ -1,13 +1,14 @@
-"""``hermes.toml``: defaults for every option, and constants of strategies.
+"""``HERMES_*`` variables and ``hermes.toml``: defaults for every option, and constants of strategies.
 
-Keys are option names without the dashes in front (``target-accuracy = 0.97``), at the top level; a table named after a
-strategy holds its constants. A key that no command knows is an error with the nearest match.
+A variable is the option's name in capitals (``HERMES_TARGET_ACCURACY``). Keys of the file are option names without the
+dashes in front (``target-accuracy = 0.97``), at the top level; a table named after a strategy holds its constants. A
+key that no command knows is an error with the nearest match.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,18 @@ from hermes_iot.config import check_keys, read_toml
 from hermes_iot.errors import UsageError
 
 DEFAULT_FILE = "hermes.toml"
-#: Never read from a file that is easily shared, or meaningless there.
-_NOT_IN_FILES = frozenset({"help", "config", "version", "constants"})
+#: What a person decides each time: never taken from the environment nor from a file that is easily shared.
+_BY_HAND = frozenset({"help", "config", "version", "constants", "new", "takeover", "as_json"})
+#: A demo brings its own broker, whatever the environment of a real fleet says.
+_BY_HAND_IN = frozenset({("demo", "broker")})
+
+
+def offer_variables(root: TyperGroup) -> None:
+    """Give every option that may come from the environment its variable."""
+    for command, child in root.commands.items():
+        for option in child.params:
+            if _may_be_preset(command, str(option.name)) and option.envvar is None:
+                option.envvar = f"HERMES_{_key(option.opts).upper().replace('-', '_')}"
 
 
 def config_path(arguments: Sequence[str]) -> Path | None:
@@ -53,22 +64,43 @@ def read(arguments: Sequence[str], root: TyperGroup) -> tuple[dict[str, Any], di
     if path is None:
         return {}, {}
     values = read_toml(path)
-    known = {
-        name: {_key(one.opts): str(one.name) for one in child.params if one.name not in _NOT_IN_FILES}
-        for name, child in root.commands.items()
+    options = {
+        command: {_key(one.opts): str(one.name) for one in child.params if _may_be_preset(command, str(one.name))}
+        for command, child in root.commands.items()
     }
-    # A person's own strategy has a table too; it is known by the key "strategy" and by the command line.
-    tables = {*STRATEGIES, *(Path(word).stem for word in (str(values.get("strategy", "")), *arguments) if word)}
-    check_keys(values, {key for names in known.values() for key in names} | (values.keys() & tables), where=str(path))
-    constants = {name: table for name, table in values.items() if name in tables and isinstance(table, dict)}
+    keys = {key for names in options.values() for key in names}
+    tables = {*STRATEGIES, *(Path(name).stem for name in _strategies(arguments, values))}
     for name, value in values.items():
-        if isinstance(value, dict) != (name in constants):
-            raise UsageError(f"key {name!r} in {path} cannot be used", why="a value is expected, not a table")
+        if isinstance(value, dict) and name in root.commands:
+            raise UsageError(
+                f"table [{name}] in {path} is not known", mend="Options stand at the top level, without a table"
+            )
+    check_keys(values, keys | tables, where=str(path))
+    for name, value in values.items():
+        if isinstance(value, dict) != (name in tables):
+            what = "a table is expected, for example [hermes.gate]" if name in tables else "a value is expected"
+            raise UsageError(f"key {name!r} in {path} cannot be used", why=what)
+    constants = {name: table for name, table in values.items() if name in tables}
     defaults = {
         command: {parameter: values[key] for key, parameter in names.items() if key in values}
-        for command, names in known.items()
+        for command, names in options.items()
     }
     return defaults, constants
+
+
+def _strategies(arguments: Sequence[str], values: Mapping[str, Any]) -> Iterator[str]:
+    """Strategies that are named anywhere: a person's own one has a table of its stem's name, too."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word == "--strategy":
+            yield following
+        elif word.startswith("--strategy="):
+            yield word.partition("=")[2]
+    yield os.environ.get("HERMES_STRATEGY", "")
+    yield str(values.get("strategy", ""))
+
+
+def _may_be_preset(command: str, option: str) -> bool:
+    return option not in _BY_HAND and (command, option) not in _BY_HAND_IN
 
 
 def _key(words: Sequence[str]) -> str:

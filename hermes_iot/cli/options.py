@@ -16,7 +16,9 @@ Fleet = Annotated[str, typer.Option("--fleet", envvar="HERMES_FLEET", help="Name
 Prefix = Annotated[str, typer.Option("--prefix", envvar="HERMES_PREFIX", help="First word of every topic.")]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="TOML file with defaults [default: hermes.toml if there]."),
+    typer.Option(
+        "--config", metavar="FILE", help="TOML file with defaults. [default: HERMES_CONFIG, else hermes.toml if there]"
+    ),
 ]
 CaFile = Annotated[Path | None, typer.Option("--ca-file", envvar="HERMES_CA_FILE", help="Authority to trust.")]
 CertFile = Annotated[Path | None, typer.Option("--cert-file", envvar="HERMES_CERT_FILE", help="Our certificate.")]
@@ -44,3 +46,13 @@ def row_range(text: str) -> slice:
     if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
         raise UsageError(f"rows {text!r} are not understood", mend="Use START:STOP, for example 0:2000")
     return slice(int(start), int(stop))
+
+
+def check_directory(path: Path | None) -> None:
+    """A data directory that a person named must be there.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if path is not None and not path.is_dir():
+        raise UsageError(f"there is no directory {path}", mend="Check --data-dir or HERMES_DATA_DIR")

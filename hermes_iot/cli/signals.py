@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
 from hermes_iot.cli import INTERRUPTED
+
+
+class Terminated(BaseException):
+    """SIGTERM came while there was nothing to drain yet, or nothing any more. Like KeyboardInterrupt no error."""
 
 
 @dataclass(slots=True)
@@ -21,6 +27,23 @@ class Caught:
     def exit_code(self) -> int:
         """130 after Ctrl-C, else 0."""
         return INTERRUPTED if self.number == signal.SIGINT else 0
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that what was started is ended and what was locked is freed."""
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -40,3 +63,9 @@ def leaving(stop: Callable[[], None]) -> Iterator[Caught]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+def still_training() -> bool:
+    """Whether an iteration goes on beside us."""
+    worker = sys.modules.get("hermes_iot.runtime.worker")  # not loaded, not training
+    return worker is not None and any(thread.name == worker.TRAINING for thread in threading.enumerate())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hermes_iot.protocol.messages import Allocation, CoordinatorStatus, DeviceState, DeviceStatus, RunManifest
     from hermes_iot.transport.base import Transport
 
-#: Retained messages come in one burst; so much silence after one means that the burst is over.
+#: Retained messages come in one burst; if none came for so long, the burst is over. Live ones never end.
 _SILENCE_S = 0.3
 
 
@@ -94,15 +94,16 @@ def look(topics: Topics, transport: Transport, *, timeout_s: float) -> Seen:
     transport.subscribe(topics.of_viewer())
     try:
         transport.start(events.put, timeout_s=timeout_s)
-        wait_s = timeout_s
-        while True:
+        until = time.monotonic() + timeout_s
+        while (left_s := until - time.monotonic()) > 0:
             try:
-                event = events.get(timeout=wait_s)
+                event = events.get(timeout=left_s)
             except queue.Empty:
-                return seen
-            if not (isinstance(event, Delivery) and event.retain):
+                break
+            if not isinstance(event, Delivery):
                 continue
-            wait_s = min(_SILENCE_S, timeout_s)
+            if event.retain:
+                until = time.monotonic() + min(_SILENCE_S, timeout_s)
             try:
                 received = wire.incoming(event.topic, event.payload, now=time.monotonic())
             except ProtocolError:
@@ -124,6 +125,7 @@ def look(topics: Topics, transport: Transport, *, timeout_s: float) -> Seen:
                     row.allocation = message
     finally:
         transport.close()
+    return seen
 
 
 def envelope(fleet: str, seen: Seen) -> dict[str, Any]:

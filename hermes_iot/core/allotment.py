@@ -2,7 +2,8 @@
 
 In `indexed` mode the allocation names rows; in `local` mode only how many of its own a device may use; in `shipped`
 mode rows become a shard named by its digest, and in the fresh regime the next one is named along with it so that it
-can be fetched while the present one is trained on.
+can be fetched while the present one is trained on. Two devices may be given the same rows and so the same shard: it
+is forgotten only when no allocation names it any more.
 """
 
 from __future__ import annotations
@@ -33,24 +34,26 @@ class Allotment:
         self._shard_of = shard_of
         self._shards: dict[str, Ranges] = {}
 
-    def clamp(self, size: Sizing) -> Sizing:
-        """No more rows than there are; a mini-batch no larger than its rows."""
-        samples = min(size.samples, self._data.rows) if self._data.rows else size.samples
-        samples = max(1, samples)
-        return Sizing(samples=samples, batch=max(1, min(size.batch, samples)))
+    def allot(
+        self, device: DeviceId, size: Sizing, held: Mapping[DeviceId, Allocation], *, above: int = 0, reason: str
+    ) -> Allocation:
+        """The next allocation of `device`.
 
-    def allot(self, device: DeviceId, size: Sizing, held: Mapping[DeviceId, Allocation], *, reason: str) -> Allocation:
-        """The next allocation of `device`; `held` are the present ones of all devices."""
-        size = self.clamp(size)
+        Args:
+            device: whose.
+            size: rows and mini-batch, no more than there are.
+            held: the present ones of all devices.
+            above: a version the device has obeyed already.
+            reason: for a person.
+        """
         present = held.get(device)
-        version = present.version + 1 if present is not None else 1
         rows = self._rows(device, size, held)
         shard, shard_bytes = self._name(rows)
-        next_shard, next_bytes = self._name(self._window(size)) if self._rotates else ("", 0)
-        return Allocation(
+        next_shard, next_bytes = self._following(shard, size)
+        allocation = Allocation(
             run=self._run,
             device=device,
-            version=version,
+            version=max(above, present.version if present is not None else 0) + 1,
             samples=size.samples,
             batch=size.batch,
             rows=() if shard else rows,
@@ -60,13 +63,14 @@ class Allotment:
             next_shard_bytes=next_bytes,
             reason=reason,
         )
+        self._forget({**held, device: allocation})
+        return allocation
 
-    def rotate(self, present: Allocation) -> Allocation:
+    def rotate(self, present: Allocation, held: Mapping[DeviceId, Allocation]) -> Allocation:
         """The device has moved on to its prefetched shard: name the one after it."""
         size = Sizing(samples=present.samples, batch=present.batch)
-        next_shard, next_bytes = self._name(self._window(size))
-        self._shards.pop(present.shard, None)
-        return Allocation(
+        next_shard, next_bytes = self._following(present.next_shard, size)
+        allocation = Allocation(
             run=self._run,
             device=present.device,
             version=present.version + 1,
@@ -78,9 +82,21 @@ class Allotment:
             next_shard_bytes=next_bytes,
             reason="next shard",
         )
+        self._forget({**held, DeviceId(present.device): allocation})
+        return allocation
+
+    def serves(self, allocation: Allocation) -> bool:
+        """Whether this allocation can be said again as it is: complete, and every shard it names known here.
+
+        One from another process may not be: the registry and the checkpoint are not written at the same moment.
+        """
+        if not allocation.shard:
+            return True
+        complete = allocation.shard_bytes > 0 and (bool(allocation.next_shard) or not self._rotates)
+        return complete and {allocation.shard, allocation.next_shard} - {""} <= self._shards.keys()
 
     def body(self, sha256: str) -> bytes | None:
-        """A shard's bytes, made again from its rows; None for one that nobody was given."""
+        """A shard's bytes, made again from its rows; None for one that nobody has been given."""
         ranges = self._shards.get(sha256)
         return self._shard_of(ranges) if ranges is not None and self._shard_of is not None else None
 
@@ -88,8 +104,9 @@ class Allotment:
         """Which rows each named shard holds, for a checkpoint."""
         return dict(self._shards)
 
-    def restore(self, shards: Mapping[str, Ranges]) -> None:
-        """The inverse of `shards`."""
+    def restore(self, cursor: int, shards: Mapping[str, Ranges]) -> None:
+        """The inverse of `cursor` and `shards`."""
+        self.cursor = cursor
         self._shards.update(shards)
 
     @property
@@ -113,6 +130,13 @@ class Allotment:
         self.cursor = stop % self._data.rows
         return merged([(start, min(stop, self._data.rows)), (0, max(0, stop - self._data.rows))])
 
+    def _following(self, shard: str, size: Sizing) -> tuple[str, int]:
+        """The shard to prefetch; none where it would be the same again, as when a shard is the whole set."""
+        if not self._rotates:
+            return "", 0
+        name, length = self._name(self._window(size))
+        return (name, length) if name != shard else ("", 0)
+
     def _name(self, rows: Ranges) -> tuple[str, int]:
         if self._shard_of is None:
             return "", 0
@@ -120,3 +144,8 @@ class Allotment:
         sha256 = hashlib.sha256(body).hexdigest()
         self._shards[sha256] = rows
         return sha256, len(body)
+
+    def _forget(self, held: Mapping[DeviceId, Allocation]) -> None:
+        if self._shards:
+            named = {name for one in held.values() for name in (one.shard, one.next_shard)}
+            self._shards = {name: ranges for name, ranges in self._shards.items() if name in named}

@@ -1,12 +1,17 @@
 """What one device learns in one run: the model it received, the one it is training, the gate's state, the counters.
 
 Knows strategies and numbers, no messages. `Device` owns one per run and throws it away with the run.
+
+Divergence sends a device back to the model it received, at half the learning rate for the next iteration. The gate is
+told of it (its losses belong to a course that is thrown away) but not begun anew: its age goes on, so a device that
+diverges again and again is still forced to publish at the next iteration that ends well (algorithms.md section 6).
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -25,8 +30,9 @@ class Learner:
     Attributes:
         base, base_version: the model last received; None before the first.
         iterations, published, mini_batches, diverged: counters of this process in this run.
-        since_push: local iterations since the last push.
+        since_push: local iterations that the next push would stand for.
         decision, loss: of the newest iteration.
+        outgoing: the vector to push and the iterations it stands for, after a decision to push; else None.
     """
 
     def __init__(self, manifest: RunManifest, strategy: Strategy[Any, Any], device: DeviceId) -> None:
@@ -37,11 +43,13 @@ class Learner:
         self._params: Params | None = None
         self._arrived: tuple[int, Params] | None = None
         self._rate_scale = 1.0
+        self._size = (0, 0)
         self._times: deque[float] = deque(maxlen=_TIMES_KEPT)
         self.base: Params | None = None
         self.base_version = 0
         self.decision = Decision(push=False, why="")
         self.loss: float | None = None
+        self.outgoing: tuple[Params, int] | None = None
         self.iterations = 0
         self.since_push = 0
         self.published = 0
@@ -50,7 +58,7 @@ class Learner:
 
     @property
     def iteration_s(self) -> float:
-        """Typical seconds of one iteration under the allocation in force; 0 when not known yet."""
+        """Typical seconds of one iteration at the present size; 0 when not known yet."""
         return median(self._times) if self._times else 0.0
 
     def adopt(self, version: int, vector: Params) -> None:
@@ -59,15 +67,19 @@ class Learner:
             self._policy = self._strategy.device_start(vector)
         self.base = self._params = vector
         self.base_version = version
+        self.since_push = 0
         self._arrived = None
 
     def adopt_later(self, version: int, vector: Params) -> None:
         """The same, at the end of the iteration that is running."""
         self._arrived = (version, vector)
 
-    def reallocated(self) -> None:
-        """Another allocation is in force: earlier times say nothing about it."""
-        self._times.clear()
+    def reallocated(self, allocation: Allocation) -> None:
+        """Another allocation is in force; times of another size say nothing about it (a new shard is no new size)."""
+        size = (allocation.samples, allocation.batch)
+        if size != self._size:
+            self._size = size
+            self._times.clear()
 
     def job(self, allocation: Allocation, shard: str, session: int) -> TrainJob | None:
         """The next iteration; None without a model."""
@@ -89,36 +101,43 @@ class Learner:
         )
 
     def take(self, result: Trained, seconds: float) -> Decision:
-        """Count one iteration and ask the gate. A diverged one is never pushed: back to the base at half the rate."""
+        """Count one iteration, ask the gate, and make what is to be pushed."""
         # The first iteration of a process pays for lazy initialisation and says nothing about the board's speed.
         if self.iterations > 0:
             self._times.append(seconds)
         self.iterations += 1
         self.since_push += 1
         self.mini_batches += result.mini_batches
-        finite = math.isfinite(result.loss) and is_finite(result.params)
+        self.outgoing = None
         self.loss = result.loss if math.isfinite(result.loss) else None
         if self._arrived is not None:
             # The answer to an earlier push came while this iteration ran: the fleet's model wins over local work.
             self.adopt(*self._arrived)
             self.decision = Decision(push=False, why="superseded")
-        elif not finite and self.base is not None:
-            self.diverged += 1
-            self._rate_scale *= 0.5
-            self._params = self.base
-            self._policy = self._strategy.device_start(self.base)
-            self.decision = Decision(push=False, why="diverged")
+        elif self.loss is None or not is_finite(result.params):
+            self._diverge(result)
         else:
-            self._rate_scale = 1.0
-            self._params = result.params
-            self._policy, self.decision = self._strategy.observe(self._policy, result)
+            self._go_on(result)
         return self.decision
 
-    def contribution(self) -> tuple[Params, int]:
-        """The vector to push, and the local iterations it stands for."""
-        if self.base is None or self._params is None:
-            raise AssertionError("a push needs a model to start from")
-        self._policy, vector = self._strategy.contribution(self._policy, base=self.base, params=self._params)
-        iterations, self.since_push = self.since_push, 0
-        self.published += 1
-        return vector, iterations
+    def _go_on(self, result: Trained) -> None:
+        policy, decision = self._strategy.observe(self._policy, result)
+        if decision.push:
+            assert self.base is not None  # noqa: S101 - there is no job without a model
+            policy, vector = self._strategy.contribution(policy, base=self.base, params=result.params)
+            if not is_finite(vector):  # a difference or a sum may overflow where the model itself does not
+                self._diverge(result)
+                return
+            self.outgoing = (vector, self.since_push)
+            self.since_push = 0
+            self.published += 1
+        self._rate_scale = 1.0
+        self._params, self._policy, self.decision = result.params, policy, decision
+
+    def _diverge(self, result: Trained) -> None:
+        """Back to the model received; nothing of this is ever pushed."""
+        self.diverged += 1
+        self._rate_scale *= 0.5
+        self._params = self.base
+        self._policy, judged = self._strategy.observe(self._policy, replace(result, loss=math.nan))
+        self.decision = replace(judged, push=False, why="diverged")

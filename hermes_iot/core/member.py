@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
 
-from hermes_iot.algorithms.speed import Report
 from hermes_iot.domain import DeviceId
-from hermes_iot.errors import ProtocolError
 from hermes_iot.protocol.messages import Allocation, DeviceState, DeviceStatus
+
+#: Sizes whose time is kept beside the first one.
+_TIMINGS_MAX: Final = 16
 
 
 @dataclass(slots=True, kw_only=True)
@@ -23,7 +25,7 @@ class Timing:
 
 @dataclass(slots=True, kw_only=True)
 class Totals:
-    """Counters a device reports per session, added up over its sessions."""
+    """Counters a device reports per session."""
 
     iterations: int = 0
     published: int = 0
@@ -33,8 +35,17 @@ class Totals:
     bytes_up: int = 0
     bytes_down: int = 0
 
+    @classmethod
+    def of(cls, state: DeviceState) -> Totals:
+        """Those in one report."""
+        return cls(**{name: getattr(state, name) for name in _COUNTERS})
 
-_COUNTERS = tuple(Totals.__dataclass_fields__)
+    def plus(self, other: Totals) -> Totals:
+        """Added up."""
+        return Totals(**{name: getattr(self, name) + getattr(other, name) for name in _COUNTERS})
+
+
+_COUNTERS: Final = tuple(Totals.__dataclass_fields__)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,8 +56,14 @@ class Member:
         index: order of joining, from 0.
         session: the newest session seen; an older one's will or update is stale.
         handled: (session, seq) of the newest update handled.
-        timings: one entry for each size it was measured under, oldest first.
+        reissue: the allocation comes from another process and cannot be served as it is: it is numbered anew before
+            it is said again.
+        state: the newest report; None before the first one to this process.
+        counted_session, counted: the session of the newest report, and its counters.
+        earlier: the counters of all sessions before it.
+        timings: one entry for each size it was measured under, the first and the newest ones, oldest first.
         iteration_s: newest time under the allocation in force; 0 when it has not been measured yet.
+        waited_since: since when it could have been measured: it came, or got another size.
     """
 
     device: DeviceId
@@ -55,71 +72,85 @@ class Member:
     session: int = 0
     handled: tuple[int, int] = (0, 0)
     allocation: Allocation | None = None
+    reissue: bool = False
     birth: DeviceStatus | None = None
     state: DeviceState | None = None
-    last_seen: float = 0.0
     iteration_s: float = 0.0
+    waited_since: float = 0.0
     applied: int = 0
     timings: list[Timing] = field(default_factory=list)
+    counted_session: int = 0
+    counted: Totals = field(default_factory=Totals)
     earlier: Totals = field(default_factory=Totals)
 
-    def reported(self, state: DeviceState) -> None:
-        """Take over a reported state; counters start again with a session, so the old session's are put aside."""
-        if self.state is not None and self.state.session != state.session:
-            self._put_aside(self.state)
+    @property
+    def acked(self) -> tuple[int, int]:
+        """What an ack names: everything up to here was handled, and no session below this one is listened to."""
+        return max(self.handled, (self.session, 0))
+
+    @property
+    def obeyed(self) -> int:
+        """The newest allocation version it has reported to obey, or to have obeyed."""
+        return self.state.allocation_version if self.state is not None else 0
+
+    def handle(self, session: int, seq: int) -> None:
+        """The update (session, seq) met its end; one of an earlier session changes nothing."""
+        if session >= self.session:
+            self.handled = max(self.handled, (session, seq))
+
+    def reported(self, state: DeviceState) -> bool:
+        """Take over a reported state; False for one of an earlier session than reported before."""
+        if state.session < max(self.session, self.counted_session):
+            return False
+        if state.session > self.counted_session:  # counters begin anew with a session
+            self.earlier = self.earlier.plus(self.counted)
+        self.counted_session, self.counted = state.session, Totals.of(state)
         self.state = state
         self._measure(state)
+        return True
 
-    def _put_aside(self, state: DeviceState) -> None:
-        for name in _COUNTERS:
-            setattr(self.earlier, name, getattr(self.earlier, name) + getattr(state, name))
-
-    def _measure(self, state: DeviceState) -> None:
-        allocation = self.allocation
-        if allocation is None or not state.iteration_s:
-            return
-        if (state.samples, state.batch) != (allocation.samples, allocation.batch):
-            return
-        self.iteration_s = state.iteration_s
-        size = (allocation.samples, allocation.batch)
-        if self.timings and (self.timings[-1].samples, self.timings[-1].batch) == size:
-            self.timings[-1].iteration_s = state.iteration_s
-        else:
-            self.timings.append(
-                Timing(
-                    version=allocation.version,
-                    samples=allocation.samples,
-                    batch=allocation.batch,
-                    iteration_s=state.iteration_s,
-                )
-            )
+    def allotted(self, allocation: Allocation, *, now: float) -> None:
+        """Another allocation: what was measured under the one before says nothing about it."""
+        self.allocation, self.reissue = allocation, False
+        self.iteration_s = 0.0
+        self.waited_since = now
 
     def totals(self) -> Totals:
         """Counters over all sessions."""
-        state = self.state
-        return Totals(
-            **{
-                name: getattr(self.earlier, name) + (getattr(state, name) if state is not None else 0)
-                for name in _COUNTERS
-            }
-        )
+        return self.earlier.plus(self.counted)
 
-    def report(self, epochs: int) -> Report | None:
-        """What the allocator may know; None until this device was measured under its present size."""
-        if self.allocation is None or not self.iteration_s:
-            return None
-        rows_max = self.birth.memory_rows_max if self.birth is not None else 0
-        try:
-            return Report(
-                seconds=self.iteration_s,
-                samples=self.allocation.samples,
-                batch=self.allocation.batch,
-                epochs=epochs,
-                rows_max=rows_max or None,
-                iteration=self.state.iterations if self.state is not None else 0,
-            )
-        except ProtocolError:
-            return None
+    def dump(self) -> dict[str, Any]:
+        """For a checkpoint. Allocations are the registry's: they change more often than the model."""
+        return {
+            "index": self.index,
+            "session": self.session,
+            "handled": list(self.handled),
+            "applied": self.applied,
+            "counted_session": self.counted_session,
+            "counted": asdict(self.counted),
+            "earlier": asdict(self.earlier),
+            "timings": [asdict(timing) for timing in self.timings],
+        }
+
+    @classmethod
+    def load(cls, device: DeviceId, row: Mapping[str, Any]) -> Member:
+        """The inverse of `dump`; what an older version did not write begins at nothing.
+
+        Raises:
+            KeyError, TypeError, ValueError: no such row.
+        """
+        session, seq = row["handled"]
+        return cls(
+            device=device,
+            index=int(row["index"]),
+            session=int(row["session"]),
+            handled=(int(session), int(seq)),
+            applied=int(row["applied"]),
+            counted_session=int(row.get("counted_session", 0)),
+            counted=Totals(**row.get("counted", {})),
+            earlier=Totals(**row.get("earlier", {})),
+            timings=[Timing(**timing) for timing in row.get("timings", ())],
+        )
 
     def summary(self) -> dict[str, Any]:
         """One row of the run's summary."""
@@ -146,3 +177,24 @@ class Member:
             "iteration_s": last.iteration_s if last is not None else None,
             "allocations": self.allocation.version if self.allocation is not None else 0,
         }
+
+    def _measure(self, state: DeviceState) -> None:
+        allocation = self.allocation
+        if allocation is None or not state.iteration_s:
+            return
+        size = (allocation.samples, allocation.batch)
+        if (state.samples, state.batch) != size:
+            return
+        self.iteration_s = state.iteration_s
+        if self.timings and (self.timings[-1].samples, self.timings[-1].batch) == size:
+            self.timings[-1].iteration_s = state.iteration_s
+            return
+        self.timings.append(
+            Timing(
+                version=allocation.version,
+                samples=allocation.samples,
+                batch=allocation.batch,
+                iteration_s=state.iteration_s,
+            )
+        )
+        del self.timings[1:-_TIMINGS_MAX]

@@ -4,13 +4,21 @@ At most one update is outstanding and a newer one replaces it: a device that cou
 thing to say, not sixty. Two facts end the waiting, and they may come in either order or not at all: the ack (the
 update was handled) and the answer (here is the model that came of it). While the answer is missing the device asks
 again: with the update itself until it is acked, with a request for the model after that.
+
+An answer names the update it answers; one to a request names none. The latter counts only after a request was made
+for this very update: a late repetition of an older one holds a model from before the update was merged, and taking it
+while the update is not even acked would leave the update unrepeated.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hermes_iot.core.retry import Retry
 from hermes_iot.protocol.messages import Update
+
+#: What an answer to a request has in place of (session, seq).
+TO_REQUEST = (0, 0)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -18,26 +26,25 @@ class Outbox:
     """Mutable, owned by one `Device`.
 
     Attributes:
+        retry: when to ask again.
         update: sent but not acked; None when there is none.
         awaiting: (session, seq) whose answer has not come; None when nothing is awaited.
         since: when the awaited update was first sent, seconds.
     """
 
-    retry_s: float
-    retry_max_s: float
+    retry: Retry
     update: Update | None = None
     awaiting: tuple[int, int] | None = None
     since: float = 0.0
-    _deadline: float = 0.0
-    _interval_s: float = 0.0
+    _requested: bool = False
 
     def put(self, update: Update, *, now: float) -> None:
         """A new update replaces whatever was under way."""
         self.update = update
         self.awaiting = (update.session, update.seq)
         self.since = now
-        self._interval_s = self.retry_s
-        self._deadline = now + self.retry_s
+        self._requested = False
+        self.retry.start(now=now)
 
     def acked(self, session: int, seq: int) -> None:
         """The update (session, seq), and every earlier one, was handled."""
@@ -47,33 +54,28 @@ class Outbox:
     def answered(self, session: int, seq: int) -> bool:
         """A model came as the answer to (session, seq); whether that is the awaited one.
 
-        An answer proves that the update was handled, so it acks as well. (0, 0) answers a request.
+        An answer to an update proves that it was handled, so it acks as well.
         """
-        if (session, seq) != (0, 0):
+        mark = (session, seq)
+        if mark == TO_REQUEST:
+            expected = self.awaiting is not None and self._requested
+        else:
             self.acked(session, seq)
-        if self.awaiting is None or (session, seq) not in ((0, 0), self.awaiting):
-            return False
-        self.awaiting = None
-        return True
+            expected = mark == self.awaiting
+        if expected:
+            self.clear()
+        return expected
 
     def clear(self) -> None:
-        """Forget everything: another run has begun."""
+        """Nothing is under way any more."""
         self.update = None
         self.awaiting = None
-
-    def next_deadline(self) -> float | None:
-        """When to ask again."""
-        return None if self.awaiting is None else self._deadline
+        self._requested = False
+        self.retry.stop()
 
     def due(self, *, now: float) -> bool:
-        """Whether it is time to ask again; the next time is then twice as far away, up to the cap."""
-        if self.awaiting is None or now < self._deadline:
-            return False
-        self._interval_s = min(2 * self._interval_s, self.retry_max_s)
-        self._deadline = now + self._interval_s
-        return True
-
-    def hasten(self, *, now: float) -> None:
-        """Ask again at once: the way to the other side has just opened."""
-        self._interval_s = self.retry_s
-        self._deadline = now
+        """Whether to ask again now: with `update`, or, where that is None, with a request for the model."""
+        due = self.retry.due(now=now)
+        if due and self.update is None:
+            self._requested = True
+        return due

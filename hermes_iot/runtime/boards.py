@@ -15,13 +15,29 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from hermes_iot.errors import HermesError
+from hermes_iot.errors import (
+    AccessDenied,
+    BrokerError,
+    HermesError,
+    IdConflict,
+    Incompatible,
+    StorageError,
+    TimedOut,
+    UsageError,
+)
 from hermes_iot.runtime.coordinator import CoordinatorRunner
 from hermes_iot.runtime.device import DeviceRunner
+from hermes_iot.storage.atomic import make_directory
 
 LEAVE_S = 10.0
 _LAST_WORDS_BYTES = 2000
+#: A device's exit code is the demo's.
+_KINDS: Final = {
+    kind.exit_code: kind
+    for kind in (UsageError, BrokerError, TimedOut, AccessDenied, Incompatible, IdConflict, StorageError)
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +73,7 @@ class Boards:
     def launch(self, boards: Sequence[Board], arguments: Sequence[str]) -> None:
         """Start one process per board; what they say goes to ``logs/<device>.log`` of the run's directory."""
         logs = self._directory / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
+        make_directory(logs)
         # One thread per device: a board's model must not fight its neighbours for cores.
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         for board in boards:
@@ -110,16 +126,18 @@ class Boards:
         if code and not self._ending.is_set():
             log = self._directory / "logs" / f"{device}.log"
             said = log.read_bytes()[-_LAST_WORDS_BYTES:].decode(errors="replace").strip().splitlines()
-            self._failed(device, said[-1] if said else f"exit code {code}", f"See {log}")
+            self._failed(device, said[-1] if said else f"exit code {code}", f"See {log}", code)
 
     def _run_here(self, device: str) -> None:
         try:
             self._runners[device].run()
-        except HermesError as error:
+        except Exception as error:  # noqa: BLE001 - the demo ends with its words, whatever they are
             if not self._ending.is_set():
-                self._failed(device, str(error), "")
+                code = error.exit_code if isinstance(error, HermesError) else HermesError.exit_code
+                self._failed(device, str(error) or type(error).__name__, "", code)
 
-    def _failed(self, device: str, why: str, mend: str) -> None:
-        self.failure = HermesError(f"device {device} ended before the run did", why=why, mend=mend)
+    def _failed(self, device: str, why: str, mend: str, code: int) -> None:
+        kind = _KINDS.get(code, HermesError)
+        self.failure = kind(f"device {device} ended before the run did", why=why, mend=mend)
         if self._stop is not None:
             self._stop()

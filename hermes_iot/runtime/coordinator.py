@@ -1,41 +1,49 @@
-"""Runs the coordinator: a machine, a connection, a run directory."""
+"""Runs the coordinator: a machine, a connection, a run directory.
+
+What devices and allocations are recorded as is on disk before an allocation is sent: a coordinator that comes back
+after a crash must never give out a version twice. The registry is one file, so a burst of births is one write, not
+one each: what is to be recorded, and the allocations that wait for it, are settled when the inbox is empty, or after
+50 ms.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import platform
 import secrets
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from hermes_iot import __version__
 from hermes_iot.config import RunConfig
 from hermes_iot.core.coordinator import Coordinator, CoordinatorSettings
 from hermes_iot.core.effects import Checkpoint, Effect, Quit, Record, Remember, Send, SendKeyframe
-from hermes_iot.domain import RunId, Sizing
-from hermes_iot.errors import IdConflict, Incompatible, ProtocolError
+from hermes_iot.errors import HermesError, IdConflict, Incompatible, ProtocolError, StorageError
 from hermes_iot.protocol import codec
-from hermes_iot.protocol.limits import Limits
-from hermes_iot.protocol.messages import CoordinatorStatus, DataInfo, ModelInfo, RunManifest
+from hermes_iot.protocol.messages import Allocation, CoordinatorStatus
 from hermes_iot.protocol.topics import Topics
 from hermes_iot.protocol.wire import ROUTES
 from hermes_iot.runtime import strategies
-from hermes_iot.runtime.link import Link
+from hermes_iot.runtime.leadership import CONNECT_TIMEOUT_S, Leadership, look_for_leader, taken_over
+from hermes_iot.runtime.link import Link, check_refusal
 from hermes_iot.runtime.loop import Inbox, pump
+from hermes_iot.runtime.manifest import first_size, manifest_of, new_run_id
 from hermes_iot.runtime.run_dir import RunDir
 from hermes_iot.runtime.trainers import Bench
 from hermes_iot.transport.base import Connected, Delivery, Disconnected, Refused, Transport, Will
 
 log = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT_S = 15.0
-PREFLIGHT_S = 5.0
-SESSION_EXPIRY_S = 3600
+SESSION_EXPIRY_S: Final = 3600
+_HOST_CHARACTERS_MAX: Final = 64
+_SETTLE_WITHIN_S: Final = 0.05
+_FLUSH_S: Final = 3.0
+_GOODBYE_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +73,20 @@ class CoordinatorRunner:
         self.inbox = Inbox()
         self.bench = bench
         self.finished = False
+        # Fleets of one name under two prefixes are two fleets; a broker knows its clients by their id alone.
+        self.client_id = f"{fleet}-coordinator" if prefix == "hermes" else f"{prefix}-{fleet}-coordinator"
         self._connect = connect
         self._takeover = takeover
         self._on_record = on_record
         self._clock = clock
         self._running = False
         self._keyframe_parts = 0
+        self._unsaved: list[Remember] = []
+        self._held: list[Send] = []
+        self._settle_by = 0.0
         self._session = secrets.token_hex(8)
+        self._leadership = Leadership(self.topics, client_id=self.client_id, session=self._session)
+        self._link: Link | None = None
         self.run_dir = RunDir(run_dir)
         try:
             self._open(config, settings or CoordinatorSettings())
@@ -80,16 +95,12 @@ class CoordinatorRunner:
             raise
 
     def _open(self, config: RunConfig, settings: CoordinatorSettings) -> None:
-        """Go on with the unfinished run in the directory, by its own settings, or begin a new one."""
-        left = self.run_dir.unfinished(self.fleet)
-        if left is not None:
-            run, stored = left
-            config = replace(stored, rules=config.rules)
-        else:
-            run = _new_run_id(self.bench.task.name)
+        """Go on with the unfinished run in the directory, or begin a new one."""
+        left = self.run_dir.unfinished(self.fleet, config)
+        run = left if left is not None else new_run_id(self.bench.task.name)
         self.config = config
         strategy, info = strategies.resolve(config.strategy).build(config.constants)
-        manifest = _manifest(run, config, self.bench, info)
+        manifest = manifest_of(run, config, self.bench, info)
         restored = self.run_dir.restored(run) if left is not None else None
         if restored is not None and restored.arrays["model"].size != manifest.model.parameters:
             raise Incompatible(
@@ -98,20 +109,23 @@ class CoordinatorRunner:
                 mend="Use the task as it was, or another --run-dir",
             )
         self.resumed_version = restored.version if restored is not None else None
-        defaults = self.bench.defaults
-        first = Sizing(
-            samples=config.samples or defaults.samples or settings.first.samples,
-            batch=config.batch or defaults.batch or settings.first.batch,
-        )
         self.machine = Coordinator(
             manifest=manifest,
             status=CoordinatorStatus(
-                state="online", session=self._session, host=platform.node()[:64], software=__version__
+                state="online",
+                session=self._session,
+                host=platform.node()[:_HOST_CHARACTERS_MAX],
+                software=__version__,
             ),
             strategy=strategy,
             initial=self.bench.trainer.initial(config.seed),
             score=lambda params: self.bench.trainer.score(params, "validation"),
-            settings=replace(settings, rules=config.rules, first=first, lag_max=config.lag_max),
+            settings=replace(
+                settings,
+                rules=config.rules,
+                first=first_size(config, self.bench, settings.first),
+                lag_max=config.lag_max,
+            ),
             shard_of=self.bench.shard_of,
             restored=restored,
             now=self._clock(),
@@ -127,6 +141,13 @@ class CoordinatorRunner:
         """The run's id."""
         return self.machine.manifest.run
 
+    @property
+    def link(self) -> Link:
+        """The connection; there is none before `start`."""
+        if self._link is None:
+            raise RuntimeError("the coordinator was not started")
+        return self._link
+
     def start(self) -> None:
         """Make sure nobody else leads the fleet, then connect and subscribe.
 
@@ -134,13 +155,12 @@ class CoordinatorRunner:
             BrokerError: the broker cannot be reached.
             IdConflict: another coordinator is online.
         """
-        look_for_leader(self.topics, self._connect, takeover=self._takeover)
+        self._keyframe_parts = look_for_leader(self.topics, self._connect, takeover=self._takeover)
         death = CoordinatorStatus(state="offline", session=self._session, run=self.run_id)
         will = Will(topic=self.topics.all("coordinator"), payload=codec.encode_json(death))
-        transport = self._connect(f"{self.fleet}-coordinator", will)
-        self._link = Link(self.topics, transport)
-        self._link.limit(chunk_bytes=self.machine.manifest.chunk_bytes)
-        transport.subscribe(self.topics.of_coordinator())
+        transport = self._connect(self.client_id, will)
+        self._link = Link(self.topics, transport, chunk_bytes=self.machine.manifest.chunk_bytes)
+        transport.subscribe((*self._leadership.filters, *self.topics.of_coordinator()))
         transport.start(self.inbox.deliver, timeout_s=CONNECT_TIMEOUT_S)
         self._running = True
 
@@ -157,6 +177,9 @@ class CoordinatorRunner:
                 clock=self._clock,
             )
             return self.conclude() if self.finished else None
+        except BaseException as error:
+            self._give_up(error)
+            raise
         finally:
             self.close()
 
@@ -166,7 +189,8 @@ class CoordinatorRunner:
 
     def close(self) -> None:
         """Disconnect and give the run directory back."""
-        if hasattr(self, "_link"):
+        self._running = False
+        if self._link is not None:
             self._link.transport.close()
         self.run_dir.close()
 
@@ -178,38 +202,40 @@ class CoordinatorRunner:
         return self._running
 
     def next_deadline(self) -> float | None:
-        """The earliest of the machine's and the wire's deadlines."""
-        deadlines = (self.machine.next_deadline(), self._link.wire.next_deadline())
+        """The earliest deadline of the machine, the wire and the leadership."""
+        deadlines = (self.machine.next_deadline(), self.link.wire.next_deadline(), self._leadership.next_deadline())
         return min((one for one in deadlines if one is not None), default=None)
 
     def expire(self) -> None:
         """Whatever is due."""
         now = self._clock()
-        self._link.wire.expire(now=now)
+        self.link.wire.expire(now=now)
+        if self._leadership.expire(now=now):
+            self._perform(self.machine.connected(now=now))
         self._perform(self.machine.expire(now=now))
+        self._settle(now)
 
     def handle(self, event: object) -> None:
         """One event from the inbox."""
         now = self._clock()
         match event:
+            case Delivery() if self._leadership.concerns(event):
+                if self._leadership.heard(event):
+                    self._perform(self.machine.connected(now=now))
             case Delivery():
                 self._deliver(event, now)
             case Connected():
-                self._link.limit(packet_bytes_max=event.packet_bytes_max)
+                self.link.connected(event)
                 log.info("connected fleet=%s run=%s", self.fleet, self.run_id)
-                self._perform(self.machine.connected(now=now))
+                if self._leadership.connected(self.link.transport, now=now):
+                    self._perform(self.machine.connected(now=now))
             case Disconnected():
-                log.warning("disconnected reason=%s", event.reason)
-                self.machine.disconnected()
-                if event.taken_over:
-                    raise IdConflict(
-                        f"another coordinator took over fleet {self.fleet!r}",
-                        mend="Only one may lead; this one stops and its run can be resumed",
-                    )
+                self._disconnected(event)
             case Refused():
-                log.error("refused topic=%s reason=%s", event.topic, event.reason)
+                check_refusal(event)
             case _Stop():
                 self._perform(self.machine.stop(now=now))
+        self._settle(now)
 
     def _deliver(self, delivery: Delivery, now: float) -> None:
         address = self.topics.parse(delivery.topic)
@@ -217,25 +243,32 @@ class CoordinatorRunner:
             return
         self.machine.carried(address.channel, up=len(delivery.payload))
         try:
-            received = self._link.decode(delivery, now=now)
-            if received is not None:
-                self._perform(self.machine.received(received, now=now))
+            received = self.link.decode(delivery, now=now)
+            effects = self.machine.received(received, now=now) if received is not None else []
         except ProtocolError as error:
             log.warning("dropped topic=%s reason=%s detail=%s", delivery.topic, error.reason, error)
-            self._perform(self.machine.malformed(address.device, address.channel, error.reason))
+            effects = self.machine.malformed(address.device, address.channel, error.reason)
+        self._perform(effects)
+
+    def _disconnected(self, event: Disconnected) -> None:
+        log.warning("disconnected reason=%s", event.reason)
+        self.link.disconnected()
+        self._leadership.disconnected()
+        self.machine.disconnected()
+        if event.taken_over:
+            raise taken_over(self.fleet)
 
     # --- effects --------------------------------------------------------------------------------------------------
 
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
-                case Send(message=message, device=device):
-                    route = ROUTES[type(message)]
-                    tensor = route.direction == "down" and route.channel in {"model", "data"}
-                    sent = self._link.send(message, device=device)
-                    self.machine.carried(route.channel, down=sent, tensor=tensor)
+                case Send(message=Allocation()):
+                    self._held.append(effect)
+                case Send():
+                    self._send(effect)
                 case SendKeyframe(model=model):
-                    tensors, head, self._keyframe_parts = self._link.send_keyframe(
+                    tensors, head, self._keyframe_parts = self.link.send_keyframe(
                         model, parts_before=self._keyframe_parts
                     )
                     # What the coordinator hands over once; what devices fetch of it is in their own counters.
@@ -244,16 +277,61 @@ class CoordinatorRunner:
                 case Checkpoint():
                     self.run_dir.save(self.run_id, effect)
                 case Remember():
-                    self.run_dir.remember(self.run_id, effect)
+                    if not self._unsaved:
+                        self._settle_by = self._clock() + _SETTLE_WITHIN_S
+                    self._unsaved.append(effect)
                 case Record(event=event, fields=fields):
                     self._on_record(event, {"elapsed_s": self.machine.progress.elapsed_s, **fields})
                 case Quit(error=error, reason=reason):
-                    self._running = False
-                    self.finished = self.machine.finished
-                    log.info("end run=%s reason=%s", self.run_id, reason)
-                    self._link.transport.flush(timeout_s=5.0)
-                    if error is not None:
-                        raise error
+                    self._quit(error, reason)
+
+    def _send(self, effect: Send) -> None:
+        route = ROUTES[type(effect.message)]
+        tensor = route.direction == "down" and route.channel in {"model", "data"}
+        sent = self.link.send(effect.message, device=effect.device)
+        self.machine.carried(route.channel, down=sent, tensor=tensor)
+
+    def _settle(self, now: float) -> None:
+        """Record what is to be recorded, then send the allocations that waited for it."""
+        if self._unsaved and len(self.inbox) and now < self._settle_by and self._running:
+            return
+        if self._unsaved:
+            unsaved, self._unsaved = self._unsaved, []
+            self.run_dir.remember(self.run_id, unsaved)
+        held, self._held = self._held, []
+        for effect in held:
+            self._send(effect)
+
+    def _quit(self, error: HermesError | None, reason: str) -> None:
+        self._running = False
+        self.finished = self.machine.finished
+        log.info("end run=%s reason=%s", self.run_id, reason)
+        self._settle(self._clock())
+        if self.finished:
+            self._say_offline()
+        self.link.transport.flush(timeout_s=_FLUSH_S)
+        if error is not None:
+            raise error
+
+    def _say_offline(self) -> None:
+        """The will is not published by whoever leaves in good order."""
+        for effect in self.machine.stop(now=self._clock()):
+            if isinstance(effect, Send):
+                self._send(effect)
+
+    def _give_up(self, error: BaseException) -> None:
+        """What ends us must not cost what was learnt since the last checkpoint, nor let devices wait for answers."""
+        if self._link is None:
+            return
+        if isinstance(error, HermesError) and not isinstance(error, StorageError):
+            with contextlib.suppress(HermesError):
+                for effect in self.machine.stop(now=self._clock()):
+                    if isinstance(effect, Checkpoint):
+                        self.run_dir.save(self.run_id, effect)
+        if not isinstance(error, IdConflict):  # then the fleet is another's, and so is the word
+            with contextlib.suppress(HermesError):
+                self._say_offline()
+                self._link.transport.flush(timeout_s=_GOODBYE_S)
 
     def conclude(self) -> dict[str, Any]:
         """Measure on the test rows, write the model, record the end; the run's summary."""
@@ -280,82 +358,3 @@ class CoordinatorRunner:
             about=about,
         )
         return summary
-
-
-def look_for_leader(topics: Topics, connect: Callable[[str, Will | None], Transport], *, takeover: bool) -> None:
-    """Make sure that there is a broker and that nobody leads the fleet (somebody may when we are to take over).
-
-    Under a client id of its own: connecting under the coordinator's would push the other one out.
-
-    Raises:
-        BrokerError: the broker cannot be reached.
-        IdConflict: another coordinator is online.
-    """
-    seen: list[bytes] = []
-    fenced = threading.Event()
-    me = f"look-{secrets.token_hex(8)}"
-    fence, leader = topics.up(me, "rsp"), topics.all("coordinator")
-
-    def look(event: object) -> None:
-        if isinstance(event, Delivery) and event.topic == fence:
-            fenced.set()
-        elif isinstance(event, Delivery) and event.topic == leader and event.payload:
-            seen.append(event.payload)
-
-    transport = connect(me, None)
-    try:
-        # The broker answers in order: once our own word is back, the retained one before it has been delivered.
-        transport.subscribe((leader, fence))
-        transport.start(look, timeout_s=CONNECT_TIMEOUT_S)
-        transport.publish(fence, b"{}")
-        fenced.wait(PREFLIGHT_S)
-    finally:
-        transport.close()
-    if takeover or not seen:
-        return
-    try:
-        status = codec.decode_json(seen[-1], CoordinatorStatus, Limits())
-    except ProtocolError as error:
-        log.warning("dropped topic=%s reason=%s", leader, error.reason)
-        return
-    if status.state == "online":
-        raise IdConflict(
-            f"fleet {topics.fleet!r} is already led from host {status.host!r} (run {status.run!r})",
-            mend="Stop that coordinator, use another --fleet, or take over with --takeover",
-        )
-
-
-def _manifest(run: str, config: RunConfig, bench: Bench, strategy: Any) -> RunManifest:
-    signature = bench.trainer.signature
-    sampling = config.sampling or ("kept" if config.data_mode == "local" else "fresh")
-    return RunManifest(
-        run=RunId(run),
-        state="running",
-        seed=config.seed,
-        task=bench.task,
-        strategy=strategy,
-        model=ModelInfo(
-            sha256=signature.sha256,
-            parameters=signature.parameters,
-            tensors=tuple((spec.name, spec.shape) for spec in signature.tensors),
-        ),
-        data=DataInfo(
-            mode=config.data_mode,
-            sampling=sampling,
-            gate_split=config.gate_split or ("fresh" if sampling == "fresh" else "fixed"),
-            rows=bench.rows,
-            validation_fraction=config.validation_fraction,
-            sha256=bench.data_sha256,
-        ),
-        epochs=config.epochs or bench.defaults.epochs or 5,
-        learning_rate=config.learning_rate or bench.defaults.learning_rate or 0.1,
-        codec=config.codec,
-        chunk_bytes=config.chunk_bytes,
-        telemetry=config.telemetry,
-        software=__version__,
-    )
-
-
-def _new_run_id(task: str) -> str:
-    word = "".join(one if one.isalnum() else "-" for one in Path(task).stem)[:30] or "run"
-    return f"{word}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"

@@ -1,19 +1,18 @@
 """Runs one device: a machine, a connection, a worker that trains, and a directory that remembers.
 
-All of it is performed here and nothing is decided here, with one exception that no machine can see: which of two
-processes with the same client id is the intruder (`_taken_over`).
+All of it is performed here and nothing is decided here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import platform
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final
 
 from hermes_iot import __version__
 from hermes_iot.core.device import Device, DeviceSettings
@@ -31,34 +30,29 @@ from hermes_iot.core.effects import (
     StoreShard,
     Train,
 )
-from hermes_iot.domain import DeviceId, Trained, TrainJob
-from hermes_iot.errors import IdConflict, ProtocolError
+from hermes_iot.domain import DeviceId
+from hermes_iot.errors import HermesError, IdConflict, ProtocolError, UsageError
 from hermes_iot.protocol import codec
-from hermes_iot.protocol.messages import DeviceStatus, RunManifest, StrategyInfo
+from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT
+from hermes_iot.protocol.messages import DeviceStatus, StrategyInfo
 from hermes_iot.protocol.topics import Topics
-from hermes_iot.runtime.link import Link
+from hermes_iot.runtime.claim import Claim
+from hermes_iot.runtime.link import Link, check_refusal
 from hermes_iot.runtime.loop import Inbox, pump
 from hermes_iot.runtime.strategies import from_manifest
 from hermes_iot.runtime.worker import Failed, ThreadWorker, Worker
-from hermes_iot.storage.device_state import DeviceMemory, DeviceStateStore, ShardCache
-from hermes_iot.training.base import Trainer
+from hermes_iot.runtime.workshop import Prepared, Result, TrainerOf, Workshop
+from hermes_iot.storage.device_state import DeviceMemory, DeviceStateStore
 from hermes_iot.transport.base import Connected, Delivery, Disconnected, Refused, Transport, Will
 
 log = logging.getLogger(__name__)
 
-WILL_DELAY_S = 15
-CONNECT_TIMEOUT_S = 15.0
-SHARD_CACHE_BYTES = 1024 * 1024 * 1024
-#: A process connected for so long is the incumbent of its id; a younger one gives way.
-INCUMBENT_AFTER_S = 10.0
-RETAKE_AFTER_S = 2.0
-
-
-class TrainerOf(Protocol):
-    """Builds the trainer of a run: resolves the task, loads the data, checks both against the manifest."""
-
-    def __call__(self, manifest: RunManifest, shards: Callable[[str], Any]) -> Trainer:
-        """Raise HermesError when the run cannot be taken part in."""
+WILL_DELAY_S: Final = 15
+CONNECT_TIMEOUT_S: Final = 15.0
+_FLUSH_S: Final = 3.0
+_GOODBYE_S: Final = 1.0
+_HOST_CHARACTERS_MAX: Final = 64
+_REASON_CHARACTERS_MAX: Final = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +60,10 @@ class DeviceConfig:
     """What the person at the board says.
 
     Attributes:
-        slowdown: sleep after every iteration so that it takes so many times as long; emulates a slower board.
+        slowdown: idle after every iteration so that it takes so many times as long; emulates a slower board.
         strategy: path or module of a strategy of the person's own.
         rows_max: the most rows memory allows; 0 = not limited.
+        own_rows: rows this device holds itself, in local mode; 0 = not said.
     """
 
     fleet: str
@@ -80,18 +75,6 @@ class DeviceConfig:
     rows_max: int = 0
     own_rows: int = 0
     settings: DeviceSettings = field(default_factory=DeviceSettings)
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    run: str
-    trainer: Trainer
-
-
-@dataclass(frozen=True, slots=True)
-class _Result:
-    result: Trained
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,27 +98,35 @@ class DeviceRunner:
         self.config = config
         self.topics = Topics(config.fleet, prefix=config.prefix)
         self.inbox = Inbox()
+        self.reason = ""
+        self._own_status = self.topics.up(config.device, "status")
         self._connect = connect
-        self._trainer_of = trainer_of
-        self._worker = worker_of(self.inbox)
         self._on_record = on_record
         self._clock = clock
-        self._stopping = threading.Event()
         self._running = False
-        self._trainer: Trainer | None = None
+        self._link: Link | None = None
+        self._chunk_bytes = CHUNK_BYTES_DEFAULT
         self._keyframe_topics: tuple[str, ...] = ()
-        self._in_service_s = 0.0
-        self._connected_at: float | None = None
-        self._retake_at: float | None = None
-        self.reason = ""
         self._store = DeviceStateStore(config.state_dir)
         opened = self._store.open()
+        worker = worker_of(self.inbox)
+        try:
+            self._workshop = Workshop(
+                worker,
+                trainer_of=trainer_of,
+                shards_dir=config.state_dir / "shards",
+                slowdown=config.slowdown,
+                clock=clock,
+            )
+        except BaseException:
+            worker.close()
+            self._store.close()
+            raise
         if opened.warning:
             log.warning("state %s", opened.warning)
-        self._instance = opened.memory.instance
-        self._cache = ShardCache(config.state_dir / "shards", SHARD_CACHE_BYTES)
-        self._cache_lock = threading.Lock()  # the loop stores shards, the worker reads them
         memory = opened.memory
+        self._instance = memory.instance
+        self._claim = Claim(config.device, config.fleet, instance=memory.instance)
         self.machine = Device(
             device=DeviceId(config.device),
             memory=StoreMemory(
@@ -145,7 +136,7 @@ class DeviceRunner:
                 state="online",
                 session=memory.session,
                 instance=memory.instance,
-                host=platform.node()[:64],
+                host=platform.node()[:_HOST_CHARACTERS_MAX],
                 software=__version__,
                 slowdown=config.slowdown,
                 rows=config.own_rows,
@@ -157,20 +148,30 @@ class DeviceRunner:
 
     # --- life -----------------------------------------------------------------------------------------------------
 
+    @property
+    def link(self) -> Link:
+        """The connection; there is none before `start`."""
+        if self._link is None:
+            raise RuntimeError("the device was not started")
+        return self._link
+
     def start(self) -> None:
         """Connect and subscribe.
 
         Raises:
             BrokerError: the broker cannot be reached.
         """
-        death = DeviceStatus(state="offline", session=self.machine.memory.session, reason="connection lost")
-        topic = self.topics.up(self.config.device, "status")
-        will = Will(topic=topic, payload=codec.encode_json(death), delay_s=WILL_DELAY_S)
-        transport = self._connect(self.config.device, will)
-        self._link = Link(self.topics, transport)
-        transport.subscribe(self.topics.of_device(self.config.device))
-        transport.start(self.inbox.deliver, timeout_s=CONNECT_TIMEOUT_S)
+        self._dial()
         self._running = True
+
+    def _dial(self) -> None:
+        death = DeviceStatus(state="offline", session=self.machine.memory.session, reason="connection lost")
+        will = Will(topic=self._own_status, payload=codec.encode_json(death), delay_s=WILL_DELAY_S)
+        transport = self._connect(self.config.device, will)
+        self._link = Link(self.topics, transport, chunk_bytes=self._chunk_bytes)
+        self._keyframe_topics = ()
+        transport.subscribe((*self.topics.of_device(self.config.device), self._own_status))
+        transport.start(self.inbox.deliver, timeout_s=CONNECT_TIMEOUT_S)
 
     def run(self) -> str:
         """Connect, take part until told to stop or the run ends, disconnect. The reason of the end.
@@ -188,20 +189,23 @@ class DeviceRunner:
                 running=lambda: self._running,
                 clock=self._clock,
             )
+        except BaseException as error:
+            self._give_up(error)
+            raise
         finally:
             self.close()
         return self.reason
 
     def stop(self, reason: str = "stopped") -> None:
         """From a signal or another thread: leave in good order."""
-        self._stopping.set()
+        self._workshop.leave()
         self.inbox.post(_Stop(reason))
 
     def close(self) -> None:
         """Wait for the worker, disconnect, give the state directory back."""
-        self._stopping.set()
-        self._worker.close()
-        if hasattr(self, "_link"):
+        self._running = False
+        self._workshop.close()
+        if self._link is not None:
             self._link.transport.close()
         self._store.close()
 
@@ -213,17 +217,17 @@ class DeviceRunner:
         return self._running
 
     def next_deadline(self) -> float | None:
-        """The earliest of the machine's, the wire's and the take-over's deadlines."""
-        deadlines = (self.machine.next_deadline(), self._link.wire.next_deadline(), self._retake_at)
+        """The earliest of the machine's, the wire's and the claim's deadlines."""
+        deadlines = (self.machine.next_deadline(), self.link.wire.next_deadline(), self._claim.retake_at)
         return min((one for one in deadlines if one is not None), default=None)
 
     def expire(self) -> None:
         """Whatever is due."""
         now = self._clock()
-        if self._retake_at is not None and now >= self._retake_at:
-            self._retake_at = None
-            self._link.transport.reconnect()
-        self._link.wire.expire(now=now)
+        if self._claim.retake_at is not None and now >= self._claim.retake_at:
+            self._claim.retake_at = None
+            self.link.transport.reconnect()
+        self.link.wire.expire(now=now)
         self._perform(self.machine.expire(now=now))
 
     def handle(self, event: object) -> None:
@@ -233,19 +237,22 @@ class DeviceRunner:
             case Delivery():
                 self._deliver(event, now)
             case Connected():
-                self._connected_at = now
-                self._link.limit(packet_bytes_max=event.packet_bytes_max)
+                self._claim.connected(now=now)
+                self.link.connected(event)
                 log.info("connected device=%s session=%d", self.config.device, self.machine.memory.session)
                 self._perform(self.machine.connected(now=now))
             case Disconnected():
-                self._disconnected(event, now)
+                log.warning("disconnected device=%s reason=%s", self.config.device, event.reason)
+                self.link.disconnected()
+                self.machine.disconnected()
+                self._claim.disconnected(taken_over=event.taken_over, now=now)
             case Refused():
-                log.error("refused topic=%s reason=%s", event.topic, event.reason)
-            case _Prepared():
-                self._trainer = event.trainer
+                self._refused(event)
+            case Prepared():
+                self._workshop.adopt(event)
                 sha256 = event.trainer.signature.sha256
                 self._perform(self.machine.prepared(event.run, sha256, now=now))
-            case _Result():
+            case Result():
                 self._perform(self.machine.trained(event.result, event.seconds, now=now))
             case Failed():
                 self._failed(event.error, now)
@@ -254,39 +261,42 @@ class DeviceRunner:
 
     def _deliver(self, delivery: Delivery, now: float) -> None:
         self.machine.carried(down=len(delivery.payload))
+        effects: list[Effect] = []
         try:
-            received = self._link.decode(delivery, now=now)
-            if received is not None:
-                self._perform(self.machine.received(received, now=now))
+            received = self.link.decode(delivery, now=now)
+            if received is not None and isinstance(received.message, DeviceStatus):
+                self._claim.heard(received.message, session=self.machine.memory.session, now=now)
+            elif received is not None:
+                effects = self.machine.received(received, now=now)
         except ProtocolError as error:
-            self.machine.refused()
-            log.warning("dropped topic=%s reason=%s detail=%s", delivery.topic, error.reason, error)
+            self._dropped(delivery.topic, error)
+        self._perform(effects)
 
-    def _disconnected(self, event: Disconnected, now: float) -> None:
-        log.warning("disconnected device=%s reason=%s", self.config.device, event.reason)
-        if self._connected_at is not None:
-            self._in_service_s += now - self._connected_at
-            self._connected_at = None
-        self.machine.disconnected()
-        if event.taken_over:
-            self._taken_over(now)
+    def _dropped(self, where: str, error: ProtocolError) -> None:
+        self.machine.refused()
+        log.warning("dropped topic=%s reason=%s detail=%s", where, error.reason, error)
 
-    def _taken_over(self, now: float) -> None:
-        """Another process connected under our id. The older one is in the right; the younger one leaves."""
-        if self._in_service_s < INCUMBENT_AFTER_S:
-            raise IdConflict(
-                f"device id {self.config.device!r} is in use in fleet {self.config.fleet!r}",
-                why="another process connected under it",
-                mend="Give this device another --id, or stop the other one",
-            )
-        log.warning("taken over device=%s: taking the id back", self.config.device)
-        self._retake_at = now + RETAKE_AFTER_S
+    def _refused(self, event: Refused) -> None:
+        if event.topic == self._own_status:  # we also write there, and a refusal does not say which of the two it was
+            log.warning("refused topic=%s reason=%s", event.topic, event.reason)
+        else:
+            check_refusal(event)
 
     def _failed(self, error: BaseException, now: float) -> None:
-        if not isinstance(error, ProtocolError):
+        """Training, or getting ready for it, raised."""
+        if isinstance(error, ProtocolError):
+            log.error("training impossible reason=%s detail=%s", error.reason, error)
+            self._perform(self.machine.untrainable(str(error), now=now))
+            return
+        if isinstance(error, (HermesError, KeyboardInterrupt)):
             raise error
-        log.error("training impossible reason=%s detail=%s", error.reason, error)
-        self._perform(self.machine.untrainable(str(error), now=now))
+        task = self.machine.manifest.task.name if self.machine.manifest is not None else ""
+        log.debug("training failed", exc_info=error)
+        raise UsageError(
+            f"task {task!r} failed while training",
+            why=f"{type(error).__name__}: {error}"[:_REASON_CHARACTERS_MAX],
+            mend="--verbose shows where",
+        ) from error
 
     # --- effects --------------------------------------------------------------------------------------------------
 
@@ -294,66 +304,70 @@ class DeviceRunner:
         for effect in effects:
             match effect:
                 case Send(message=message, device=device):
-                    self.machine.carried(up=self._link.send(message, device=device))
+                    self.machine.carried(up=self.link.send(message, device=device))
                 case Train(job=job):
-                    self._worker.submit(lambda job=job: self._train(job))  # type: ignore[misc]
+                    self._workshop.train(job)
                 case Prepare(manifest=manifest):
-                    self._link.limit(chunk_bytes=manifest.chunk_bytes)
+                    self._chunk_bytes = manifest.chunk_bytes
+                    self.link.use_chunks_of(manifest.chunk_bytes)
                     log.info("run=%s task=%s strategy=%s", manifest.run, manifest.task.name, manifest.strategy.name)
-                    self._worker.submit(lambda manifest=manifest: self._prepare(manifest))  # type: ignore[misc]
+                    self._workshop.prepare(manifest)
                 case FetchKeyframe(parts=parts):
-                    wanted = tuple(self.topics.model_part(part) for part in range(parts))
-                    self._link.transport.subscribe(tuple(set(wanted) - set(self._keyframe_topics)))
-                    self._keyframe_topics = wanted
+                    self._listen_for_keyframe(parts)
                 case ForgetKeyframe():
-                    self._link.transport.unsubscribe(self._keyframe_topics)
-                    self._keyframe_topics = ()
+                    self._listen_for_keyframe(0)
                 case FindShard(sha256=sha256):
-                    found = self._shard(sha256) is not None
+                    found = self._workshop.has(sha256)
                     self._perform(self.machine.shard_found(sha256, found=found, now=self._clock()))
-                case StoreShard(sha256=sha256, body=body):
-                    with self._cache_lock:
-                        self._cache.put(sha256, body)
-                    self._perform(self.machine.shard_found(sha256, found=True, now=self._clock()))
+                case StoreShard():
+                    self._store_shard(effect)
                 case StoreMemory():
                     self._remember(effect)
                 case Rebirth():
-                    log.warning("session raised to %d: this device was known before", self.machine.memory.session)
-                    self._link.transport.close()
-                    self.start()
+                    self._be_reborn()
                 case Record(event=event, fields=fields):
                     self._on_record(event, fields)
                 case Quit(error=error, reason=reason):
                     self.reason = reason
                     self._running = False
-                    self._link.transport.flush(timeout_s=5.0)
+                    self.link.transport.flush(timeout_s=_FLUSH_S)
                     if error is not None:
                         raise error
 
-    def _train(self, job: TrainJob) -> _Result:
-        assert self._trainer is not None  # noqa: S101 - the machine trains only after it was prepared
-        begun = time.perf_counter()
-        result = self._trainer.train(job)
-        seconds = time.perf_counter() - begun
-        if self.config.slowdown > 1:
-            self._stopping.wait((self.config.slowdown - 1) * seconds)
-            seconds *= self.config.slowdown
-        return _Result(result, seconds)
+    def _listen_for_keyframe(self, parts: int) -> None:
+        wanted = tuple(self.topics.model_part(part) for part in range(parts))
+        before, self._keyframe_topics = self._keyframe_topics, wanted
+        if surplus := tuple(topic for topic in before if topic not in set(wanted)):
+            self.link.transport.unsubscribe(surplus)
+        if new := tuple(topic for topic in wanted if topic not in set(before)):
+            self.link.transport.subscribe(new)
 
-    def _prepare(self, manifest: RunManifest) -> _Prepared:
-        return _Prepared(manifest.run, self._trainer_of(manifest, self._arrays))
+    def _store_shard(self, effect: StoreShard) -> None:
+        try:
+            self._workshop.put(effect.sha256, effect.body)
+        except ProtocolError as error:
+            self._dropped(self.topics.down(self.config.device, "data"), error)
+            return
+        self._perform(self.machine.shard_found(effect.sha256, found=True, now=self._clock()))
 
-    def _arrays(self, sha256: str) -> Any:
-        from hermes_iot.training.shards import decode_shard  # noqa: PLC0415 - numpy, on the worker's thread
+    def _be_reborn(self) -> None:
+        """The will names the session, and a will can only be changed by connecting anew."""
+        log.warning("session raised to %d: this device was known before", self.machine.memory.session)
+        self._claim.reborn()
+        self.link.transport.close()
+        self.link.disconnected()
+        self._dial()
 
-        body = self._shard(sha256)
-        if body is None:
-            raise ProtocolError("shard", f"shard {sha256[:12]} is not in the cache any more")
-        return decode_shard(body)
-
-    def _shard(self, sha256: str) -> bytes | None:
-        with self._cache_lock:
-            return self._cache.get(sha256)
+    def _give_up(self, error: BaseException) -> None:
+        """What ends us must not leave a device behind that seems online: others would wait for its word."""
+        if self._link is None or isinstance(error, IdConflict):
+            return  # never connected, or the id is another's
+        reason = error.what if isinstance(error, HermesError) else type(error).__name__
+        with contextlib.suppress(HermesError):
+            for effect in self.machine.stop(reason[:_REASON_CHARACTERS_MAX], now=self._clock()):
+                if isinstance(effect, Send):
+                    self._link.send(effect.message, device=effect.device)
+            self._link.transport.flush(timeout_s=_GOODBYE_S)
 
     def _remember(self, memory: StoreMemory) -> None:
         self._store.save(

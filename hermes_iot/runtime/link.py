@@ -1,53 +1,94 @@
-"""The seam between a machine's messages and a transport's bytes, shared by both roles."""
+"""The seam between a machine's messages and a transport's bytes, shared by both roles.
+
+A transport refuses what its queue has no room for. Here is where that is waited out: the loop that produces more than
+the broker takes is slowed down to what it takes, instead of losing an allocation or the middle of a model. The wait
+is bounded, and without a connection there is none: the machines publish again when it is back.
+"""
 
 from __future__ import annotations
 
 import logging
+from typing import Final
 
+from hermes_iot.errors import AccessDenied, BrokerError, UsageError
 from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT, PACKET_OVERHEAD_BYTES
 from hermes_iot.protocol.messages import Message, Model
 from hermes_iot.protocol.topics import Topics
 from hermes_iot.protocol.wire import Packet, Received, Wire
-from hermes_iot.transport.base import Delivery, Transport
+from hermes_iot.transport.base import Connected, Delivery, Refused, Transport
+from hermes_iot.transport.rules import publish_packet_bytes
 
 log = logging.getLogger(__name__)
+
+#: A full queue is waited for in small steps, and so many of them: 3 s in all, well within a drain's 10 s.
+_PAUSE_S: Final = 0.05
+_PAUSES_MAX: Final = 60
+
+#: Topic, chunk header and a reported state fit no smaller packet.
+PACKET_BYTES_MIN: Final = 2048
 
 
 class Link:
     """Encodes what goes out, decodes what comes in, and counts payload bytes that the transport accepted."""
 
-    def __init__(self, topics: Topics, transport: Transport) -> None:
+    def __init__(self, topics: Topics, transport: Transport, *, chunk_bytes: int = CHUNK_BYTES_DEFAULT) -> None:
         self.topics = topics
         self.transport = transport
         self.wire = Wire(topics)
-        self._chunk_bytes = CHUNK_BYTES_DEFAULT
+        self._chunk_bytes = chunk_bytes
         self._packet_bytes_max: int | None = None
+        self._stalled = False
+        self._fit()
 
-    def limit(self, *, chunk_bytes: int | None = None, packet_bytes_max: int | None = None) -> None:
-        """Chunks are as small as the run's profile and the broker both want."""
-        self._chunk_bytes = chunk_bytes or self._chunk_bytes
-        self._packet_bytes_max = packet_bytes_max or self._packet_bytes_max
-        allowed = self._chunk_bytes
-        if self._packet_bytes_max is not None:
-            allowed = min(allowed, max(1, self._packet_bytes_max - PACKET_OVERHEAD_BYTES))
-        self.wire.chunk_bytes = allowed
+    def use_chunks_of(self, chunk_bytes: int) -> None:
+        """Chunks are no larger than the run wants them, nor than the broker takes."""
+        self._chunk_bytes = chunk_bytes
+        self._fit()
+
+    def connected(self, event: Connected) -> None:
+        """A connection is up; its broker may have other limits than the one before.
+
+        Raises:
+            BrokerError: it takes no packet of a useful size.
+        """
+        limit = event.packet_bytes_max
+        if limit is not None and limit < PACKET_BYTES_MIN:
+            raise BrokerError(
+                f"the broker takes packets of at most {limit} bytes",
+                why=f"hermes-iot needs {PACKET_BYTES_MIN} at least",
+                mend="Raise its maximum packet size (Mosquitto: max_packet_size)",
+            )
+        self._packet_bytes_max = limit
+        self._stalled = False
+        self._fit()
+
+    def disconnected(self) -> None:
+        """There is no connection: nothing is worth waiting for."""
+        self._stalled = True
 
     def send(self, message: Message, *, device: str = "") -> int:
-        """Publish one message; the payload bytes handed over."""
+        """Publish one message; the payload bytes handed over.
+
+        Raises:
+            UsageError: it is larger than the broker or a peer takes.
+        """
         return sum(self._publish(packet) for packet in self.wire.outgoing(message, device=device))
 
     def send_keyframe(self, model: Model, *, parts_before: int = 0) -> tuple[int, int, int]:
         """Publish keyframe chunks, then the head; retained chunks beyond the new end are cleared.
 
         Returns:
-            Payload bytes of the chunks, of the head, and the number of chunks.
+            Payload bytes of the chunks, of the head, and how many chunks the broker may hold now.
         """
         packets, head = self.wire.keyframe(model)
-        tensor_bytes = sum(self._publish(packet) for packet in packets)
+        sent = [self._publish(packet) for packet in packets]
+        parts = max(parts_before, len(packets))
+        if not all(sent):
+            return sum(sent), 0, parts  # a head must not point at chunks that are not there
         head_bytes = self.send(head)
-        for part in range(len(packets), parts_before):
-            self.transport.publish(self.topics.model_part(part), b"", retain=True)
-        return tensor_bytes, head_bytes, len(packets)
+        surplus = [Packet(topic=self.topics.model_part(part), payload=b"", qos=1, retain=True) for part in range(parts)]
+        cleared = [self._hand_over(packet) for packet in surplus[len(packets) :]]
+        return sum(sent), head_bytes, len(packets) if all(cleared) else parts
 
     def decode(self, delivery: Delivery, *, now: float) -> Received | None:
         """The message in a delivery, None when it is not complete or not for us.
@@ -57,10 +98,53 @@ class Link:
         """
         return self.wire.incoming(delivery.topic, delivery.payload, now=now)
 
+    def _fit(self) -> None:
+        allowed = self._chunk_bytes
+        if self._packet_bytes_max is not None:
+            room = max(self._packet_bytes_max - PACKET_OVERHEAD_BYTES, self._packet_bytes_max // 2)
+            allowed = min(allowed, room)
+        self.wire.chunk_bytes = allowed
+
     def _publish(self, packet: Packet) -> int:
-        accepted = self.transport.publish(
+        size = publish_packet_bytes(packet.topic, packet.payload, qos=packet.qos, expiry_s=packet.expiry_s)
+        if self._packet_bytes_max is not None and size > self._packet_bytes_max:
+            raise UsageError(
+                f"a message on {packet.topic} is too large for the broker",
+                why=f"{size} bytes, it takes {self._packet_bytes_max}",
+                mend="Raise the broker's maximum packet size (Mosquitto: max_packet_size)",
+            )
+        if self._hand_over(packet):
+            return len(packet.payload)
+        log.debug("not sent topic=%s bytes=%d", packet.topic, len(packet.payload))
+        return 0
+
+    def _hand_over(self, packet: Packet) -> bool:
+        """Publish, waiting for room in the transport's queue; False when nothing gets through."""
+        pauses, emptied = 0, False
+        while not self.transport.publish(
             packet.topic, packet.payload, qos=packet.qos, retain=packet.retain, expiry_s=packet.expiry_s
-        )
-        if not accepted:
-            log.debug("not sent topic=%s bytes=%d", packet.topic, len(packet.payload))
-        return len(packet.payload) if accepted else 0
+        ):
+            # What an emptied queue refuses is refused because there is no connection.
+            if self._stalled or emptied or pauses == _PAUSES_MAX:
+                self._stalled = True
+                return False
+            emptied = self.transport.flush(timeout_s=_PAUSE_S)
+            pauses += 1
+        self._stalled = False
+        return True
+
+
+def check_refusal(event: Refused) -> None:
+    """What an access list refuses today it refuses tomorrow: a person must mend it.
+
+    Raises:
+        AccessDenied: the broker said that we are not authorized.
+    """
+    if "authorized" not in event.reason.lower():
+        log.error("refused topic=%s reason=%s", event.topic, event.reason)
+        return
+    raise AccessDenied(
+        f"the broker refuses topic {event.topic}",
+        why=event.reason,
+        mend="Give this user the right to it in the broker's access list",
+    )

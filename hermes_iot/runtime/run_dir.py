@@ -11,21 +11,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from hermes_iot.config import RunConfig
 from hermes_iot.core.coordinator import Restored
 from hermes_iot.core.effects import Checkpoint, Remember
 from hermes_iot.domain import ModelSignature, Params
-from hermes_iot.errors import HermesError, StorageError
+from hermes_iot.errors import HermesError, ProtocolError, StorageError, UsageError
 from hermes_iot.protocol.messages import Allocation
 from hermes_iot.protocol.schema import from_mapping
 from hermes_iot.storage.atomic import make_directory
 from hermes_iot.storage.checkpoints import CheckpointStore, export_model
-from hermes_iot.storage.registry import Registry
+from hermes_iot.storage.registry import Registry, plain
+
+#: Of an allocation, what the registry has no column for. Without them a device that fetches its rows ahead would
+#: find itself on a shard that the resumed run knows nothing of.
+_ALLOCATION_EXTRA: Final = ("shard_bytes", "next_shard", "next_shard_bytes", "reason")
 
 
 def unfinished(base: Path, fleet: str, task: str, strategy: str) -> Path | None:
@@ -53,12 +57,33 @@ class RunDir:
         self.registry = Registry(path / "registry.json")
         self.checkpoints = CheckpointStore(path / "checkpoints")
 
-    def unfinished(self, fleet: str) -> tuple[str, RunConfig] | None:
-        """The id and settings of the run in here that has not ended, if there is one."""
-        runs = self.registry.unfinished(fleet)
+    def unfinished(self, fleet: str, config: RunConfig) -> str | None:
+        """The id of the run in here that has not ended; None in a fresh directory.
+
+        Raises:
+            UsageError: the run in here has ended, is another fleet's, or was begun with other settings: nobody wants
+                half a run of each. When it stops may change.
+            StorageError: what is recorded was written by another version.
+        """
+        runs = self.registry.runs()
         if not runs:
             return None
-        return runs[-1]["run"], from_mapping(runs[-1]["config"], RunConfig)
+        run = runs[-1]["run"]
+        if runs[-1]["fleet"] != fleet or runs[-1]["state"] != "running":
+            raise UsageError(
+                f"{self.path} holds run {run} of fleet {runs[-1]['fleet']!r}, which is {runs[-1]['state']}",
+                mend="Give each run its own --run-dir",
+            )
+        try:
+            stored = from_mapping(runs[-1]["config"], RunConfig)
+        except ProtocolError as error:
+            raise StorageError(
+                f"the settings of run {run} in {self.path} cannot be read",
+                why=str(error),
+                mend="Go on with the version of hermes-iot that began it, or give another --run-dir",
+            ) from error
+        _check_same(run, stored, from_mapping(plain(asdict(config)), RunConfig))
+        return str(run)
 
     def begin(self, run: str, *, fleet: str, config: RunConfig, created_at: str) -> None:
         """Record that a run starts, or goes on."""
@@ -95,6 +120,7 @@ class RunDir:
                 batch=row["batch"],
                 rows=row["ranges"],
                 shard=row["shard"],
+                **row["extra"],
             )
             for device, row in self.registry.allocations_of(run).items()
         }
@@ -106,21 +132,26 @@ class RunDir:
         metadata = {"run": run, "scalars": checkpoint.scalars}
         self.checkpoints.save(checkpoint.version, dict(checkpoint.arrays), metadata)
 
-    def remember(self, run: str, change: Remember) -> None:
+    def remember(self, run: str, changes: Sequence[Remember]) -> None:
         """Write what changed about devices, in one go."""
         with self.registry.batch():
-            for device, row in change.devices.items():
-                self.registry.remember_device(run, device, **row)
-            for device, allocation in change.allocations.items():
-                self.registry.remember_allocation(
-                    run,
-                    device,
-                    version=allocation.version,
-                    samples=allocation.samples,
-                    batch=allocation.batch,
-                    ranges=allocation.rows,
-                    shard=allocation.shard,
-                )
+            for change in changes:
+                for device, row in change.devices.items():
+                    self.registry.remember_device(run, device, **row)
+                for device, allocation in change.allocations.items():
+                    self._remember_allocation(run, device, allocation)
+
+    def _remember_allocation(self, run: str, device: str, allocation: Allocation) -> None:
+        self.registry.remember_allocation(
+            run,
+            device,
+            version=allocation.version,
+            samples=allocation.samples,
+            batch=allocation.batch,
+            ranges=allocation.rows,
+            shard=allocation.shard,
+            extra={name: getattr(allocation, name) for name in _ALLOCATION_EXTRA},
+        )
 
     def end(
         self,
@@ -139,3 +170,15 @@ class RunDir:
     def close(self) -> None:
         """Give the lock back."""
         self.registry.close()
+
+
+def _check_same(run: str, stored: RunConfig, given: RunConfig) -> None:
+    for name in (one.name for one in fields(RunConfig) if one.name != "rules"):
+        before, now = getattr(stored, name), getattr(given, name)
+        if name in {"task", "strategy"}:  # the same file may be named from elsewhere
+            before, now = Path(before).name, Path(now).name
+        if before != now:
+            raise UsageError(
+                f"run {run} was begun with {name.replace('_', ' ')} {before!r}, not {now!r}",
+                mend="Give the options it was begun with, or begin another run with --new or another --run-dir",
+            )

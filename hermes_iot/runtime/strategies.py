@@ -72,7 +72,10 @@ def resolve(name: str, *, trusted: bool = True) -> Found:
             mend="If you have its source, start the device with --strategy NAME (the path or module on this machine)",
         )
     elif name.endswith(".py") or os.sep in name:
-        module, name = load_file(Path(name).expanduser()), Path(name).name
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise UsageError(f"there is no strategy file {name}", mend="Check the path given with --strategy")
+        module, name = load_file(path), path.name
     elif "." in name:
         module = load_module(name, Path.cwd())
     if module is None:

@@ -5,6 +5,7 @@ torch is loaded in here and not before, so a device is connected before it pays 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from hermes_iot.config import RunConfig
 from hermes_iot.core.allotment import ShardOf
 from hermes_iot.domain import DataMode, Ranges
-from hermes_iot.errors import Incompatible
+from hermes_iot.errors import Incompatible, UsageError
 from hermes_iot.protocol.messages import RunManifest, TaskInfo
-from hermes_iot.runtime.device import TrainerOf
+from hermes_iot.runtime.workshop import TrainerOf
 from hermes_iot.training import tasks
 from hermes_iot.training.base import Trainer
 
@@ -40,6 +41,19 @@ class Bench:
     data_sha256: str
     rows: int
     shard_of: ShardOf | None
+
+
+def check_source(task: str) -> None:
+    """Whether a task that a person named is there, as far as can be told without running its code.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if task.endswith(".py") or os.sep in task:
+        if not Path(task).expanduser().exists():
+            raise UsageError(f"there is no task file {task}", mend="Check the path given with --task")
+    elif task not in tasks.task_names() and "." not in task:
+        tasks.resolve(task)
 
 
 def for_coordinator(config: RunConfig, *, data_dir: Path | None) -> Bench:

@@ -14,8 +14,10 @@ from typing import Final, Protocol
 
 from hermes_iot.runtime.loop import Inbox
 
+#: The name of the thread that trains.
+TRAINING: Final = "training"
 #: How long a process that was told to leave waits for the iteration that is running.
-LEAVE_S: Final = 5.0
+LEAVE_S: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class ThreadWorker:
         self._inbox = inbox
         self._work: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="training", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=TRAINING, daemon=True)
         self._thread.start()
 
     def submit(self, work: Callable[[], object]) -> None:
@@ -57,11 +59,7 @@ class ThreadWorker:
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None and not self._closed:
-            try:
-                event = work()
-            except BaseException as error:  # noqa: BLE001 - whatever it is, the loop's thread must hear of it
-                event = Failed(error)
-            self._inbox.post(event)
+            self._inbox.post(_outcome(work))
 
 
 class InlineWorker:
@@ -71,8 +69,15 @@ class InlineWorker:
         self._inbox = inbox
 
     def submit(self, work: Callable[[], object]) -> None:
-        """See `Worker`. What `work` raises is raised here."""
-        self._inbox.post(work())
+        """See `Worker`."""
+        self._inbox.post(_outcome(work))
 
     def close(self) -> None:
         """Nothing to wait for."""
+
+
+def _outcome(work: Callable[[], object]) -> object:
+    try:
+        return work()
+    except BaseException as error:  # noqa: BLE001 - whatever it is, a task's sys.exit() included, the loop must hear of it
+        return Failed(error)

@@ -99,10 +99,18 @@ class Strategy(Protocol[D, C]):
         """State of a device that has just received its first model of a run, `initial`."""
 
     def observe(self, state: D, trained: Trained) -> tuple[D, Decision]:
-        """After one local iteration: push or not. `trained.loss` is finite."""
+        """After one local iteration: push or not.
+
+        A loss of NaN tells that the iteration diverged: the device has gone back to the model it received, whatever
+        `trained.params` holds, and does not push whatever the decision says. The state goes on all the same (an age
+        must go on counting).
+        """
 
     def contribution(self, state: D, *, base: Params, params: Params) -> tuple[D, Params]:
-        """The vector to send: made from the model last received and the local one."""
+        """The vector to send: made from the model last received and the local one.
+
+        One that is not finite counts as a divergence: it is not sent, and the state returned is dropped.
+        """
 
     # the coordinator's half
 
@@ -110,7 +118,11 @@ class Strategy(Protocol[D, C]):
         """State at version 0, whose model is `initial`."""
 
     def merge(self, state: C, model: Params, contribution: Contribution, score: ScoreOf) -> tuple[C, Merged]:
-        """Take one update into account."""
+        """Take one update into account.
+
+        Raises:
+            ProtocolError: the update is refused under the error's reason, and the state stays as it was.
+        """
 
     def resize(self, state: C, reports: Mapping[DeviceId, Report]) -> tuple[C, Mapping[DeviceId, Sizing]]:
         """New sizes for the devices that need one; `reports` holds every device that has been measured."""

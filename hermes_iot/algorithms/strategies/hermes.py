@@ -26,6 +26,7 @@ from hermes_iot.algorithms.allocation import AllocationConfig, AllocationState, 
 from hermes_iot.algorithms.gate import GateConfig, GateState, observe, start
 from hermes_iot.algorithms.speed import Report
 from hermes_iot.algorithms.strategies.base import Contribution, Decision, Merged, ScoreOf, StateDump
+from hermes_iot.algorithms.trees import is_finite
 from hermes_iot.domain import DeviceId, Params, Sizing, Trained
 from hermes_iot.errors import ProtocolError, UsageError
 
@@ -93,11 +94,12 @@ class Hermes:
         return replace(state, gate=gate), decision
 
     def contribution(self, state: DeviceHalf, *, base: Params, params: Params) -> tuple[DeviceHalf, Params]:
-        """What `pushed` says."""
-        if state.moved is not None:
-            moved = fold_displacement(state.moved, params, base)
-            return replace(state, moved=moved), moved
-        return state, params - base if self.config.pushed == "delta" else params
+        """What `pushed` says. A difference or a sum may overflow to infinity; whoever asked looks."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            if state.moved is not None:
+                moved = fold_displacement(state.moved, params, base)
+                return replace(state, moved=moved), moved
+            return state, params - base if self.config.pushed == "delta" else params
 
     def coordinator_start(self, initial: Params) -> CoordinatorHalf:
         """Nothing merged yet."""
@@ -109,8 +111,8 @@ class Hermes:
         """Average the update in by inverse loss; answer its sender alone.
 
         Raises:
-            ProtocolError: ``loss`` when the update has no finite loss on the held-out rows; ``base`` when the model
-                it was made from is not known any more.
+            ProtocolError: ``loss`` when the update, or the model with it, has no finite loss on the held-out rows;
+                ``base`` when the model it was made from is not known any more; ``finite`` when a sum overflows.
         """
         update = self._rebuilt(state, contribution)
         theirs = score(update)
@@ -121,6 +123,8 @@ class Hermes:
         else:
             merged, weight = loss_weighted(model, state.loss, update, theirs.loss)
             result = score(merged)
+            if not math.isfinite(result.loss):
+                raise ProtocolError("loss", f"with the update of {contribution.device} the model has no finite loss")
         reply_to = (contribution.device,)
         return replace(state, loss=result.loss), Merged(model=merged, reply_to=reply_to, weight=weight, score=result)
 
@@ -146,16 +150,21 @@ class Hermes:
         )
 
     def _rebuilt(self, state: CoordinatorHalf, contribution: Contribution) -> Params:
-        """The device's model, whatever form it travelled in."""
-        match self.config.pushed:
-            case "model":
-                return contribution.vector
-            case "gradients":
-                return state.initial + contribution.vector
-            case "delta":
-                if contribution.base is None:
-                    raise ProtocolError("base", f"the model that {contribution.device} started from is not known")
-                return contribution.base + contribution.vector
+        """The device's model, whatever form it travelled in.
+
+        Raises:
+            ProtocolError: ``base``, or ``finite`` where a sum overflows.
+        """
+        if self.config.pushed == "model":
+            return contribution.vector
+        start = state.initial if self.config.pushed == "gradients" else contribution.base
+        if start is None:
+            raise ProtocolError("base", f"the model that {contribution.device} started from is not known")
+        with np.errstate(over="ignore"):
+            rebuilt = start + contribution.vector
+        if not is_finite(rebuilt):
+            raise ProtocolError("finite", f"the update of {contribution.device} leads out of float32")
+        return rebuilt
 
 
 def build_strategy(config: HermesConfig) -> Hermes:

@@ -1,0 +1,319 @@
+"""One device in one run: which model it trains, on which rows, what it pushes and what it waits for.
+
+::
+
+    starting --prepared--> waiting --model, allocation, shard--> training
+       training --trained, gate says no--> training
+       training --trained, gate fires--> pushed --answer--> training
+       pushed --no answer for a while, or nobody there--> training   (on with the model it has)
+
+A device trains as long as it has a model and an allocation, whether or not anybody listens. What it lacks it asks for
+again and again, because anything may be lost on the way: the keyframe, a shard, the allocation, its own birth.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Literal
+
+from hermes_iot.algorithms.compression import unpack
+from hermes_iot.core.board import Board
+from hermes_iot.core.effects import Effect, FetchKeyframe, FindShard, ForgetKeyframe, Record, Send, StoreShard, Train
+from hermes_iot.core.learner import Learner
+from hermes_iot.core.outbox import Outbox
+from hermes_iot.core.pace import Pace
+from hermes_iot.core.reported import Traffic, iteration_record, metrics_of, state_of, update_of
+from hermes_iot.core.retry import Retry
+from hermes_iot.core.shelf import Shelf
+from hermes_iot.domain import Trained
+from hermes_iot.errors import ProtocolError
+from hermes_iot.protocol.messages import Allocation, Model, ModelHead, Phase, Request, RunManifest, Shard
+
+
+class Participation:
+    """Mutable, owned by one `Device`, thrown away with the run.
+
+    Attributes:
+        manifest: of the run; only its state may change.
+        phase: see the module; besides ``paused`` while the device is told to, ``finished`` when the run is over.
+        learner: None where the run was over before this device came.
+        outbox: the update under way.
+    """
+
+    def __init__(self, board: Board, manifest: RunManifest, learner: Learner | None, traffic: Traffic) -> None:
+        settings = board.settings
+        self.manifest = manifest
+        self.phase: Phase = "starting" if learner is not None else "finished"
+        self.learner = learner
+        self.outbox = Outbox(retry=Retry(first_s=settings.retry_s, most_s=settings.retry_max_s))
+        self._board = board
+        self._shelf = Shelf()
+        self._lacking = Retry(first_s=settings.retry_s, most_s=settings.retry_max_s)
+        self._state_pace = Pace(interval_s=settings.state_interval_s, done_at=-math.inf)
+        self._state_changed = False
+        self._traffic = traffic
+        self._prepared = False
+        self._fetching = False
+        self._training = False
+        self._shard = ""  # what the newest iteration was begun on
+
+    # --- events ---------------------------------------------------------------------------------------------------
+
+    def hasten(self, *, now: float) -> None:
+        """Ask at once for what is awaited and lacking: the way to the other side has just opened."""
+        self.outbox.retry.hasten(now=now)
+        self._lacking.hasten(now=now)
+
+    def prepared(self, head: ModelHead | None, allocation: Allocation | None, *, now: float) -> list[Effect]:
+        """Task, model and data are ready; `head` and `allocation` came before that."""
+        if self._prepared:
+            return []
+        self._prepared = True
+        if self.phase == "finished":
+            return []
+        self._enter("waiting")
+        return self.catch_up(head, allocation, now=now)
+
+    def catch_up(self, head: ModelHead | None, allocation: Allocation | None, *, now: float) -> list[Effect]:
+        """Look at what came too early, now that it can be used."""
+        self._lacking.start(now=now)
+        effects = self.head_came(head) if head is not None else []
+        effects += self.allocated(allocation, now=now) if allocation is not None else []
+        return [*effects, *self.proceed(now=now)]
+
+    def allocated(self, allocation: Allocation, *, now: float) -> list[Effect]:
+        """An allocation came."""
+        if not self._prepared:
+            return []
+        if allocation.run != self.manifest.run:
+            return self._ignore("allocation of another run", allocation.run)
+        if not self._shelf.newest and allocation.version < self._board.memory.allocation_version:
+            return self._ignore("allocation older than the one obeyed before", str(allocation.version))
+        return self.proceed(now=now) if self._shelf.offer(allocation) else []
+
+    def head_came(self, head: ModelHead) -> list[Effect]:
+        """There is a keyframe; fetched only by a device without a model."""
+        if not self._prepared or self.learner is None or self.learner.base is not None:
+            return []
+        if head.run != self.manifest.run:
+            return self._ignore("model of another run", head.run)
+        self._fetching = True
+        return [FetchKeyframe(parts=head.parts)]
+
+    def model_came(self, model: Model, *, keyframe: bool, now: float) -> list[Effect]:
+        """A model came: the keyframe, an answer to an update or to a request.
+
+        Raises:
+            ProtocolError: of another layout, or its body is damaged.
+        """
+        manifest, learner = self.manifest, self.learner
+        if learner is None or not self._prepared or (keyframe and learner.base is not None):
+            return []
+        if model.run != manifest.run:
+            return self._ignore("model of another run", model.run)
+        if model.model != manifest.model.sha256 or model.parameters != manifest.model.parameters:
+            raise ProtocolError("model_mismatch", f"a model of {model.parameters} parameters, not this run's")
+        # Decoded first: a damaged answer must leave the outbox waiting for a good one.
+        vector = unpack(model.body, model.codec, model.parameters)
+        answered = not keyframe and self.outbox.answered(model.session, model.seq)
+        if learner.base is not None and not answered:
+            return []
+        if self._training:
+            learner.adopt_later(model.version, vector)
+            return []
+        learner.adopt(model.version, vector)
+        return [*self.forget_keyframe(), *self.proceed(now=now)]
+
+    def shard_came(self, shard: Shard) -> list[Effect]:
+        """Rows came."""
+        if shard.run != self.manifest.run or not self._shelf.asked_for(shard.sha256):
+            return self._ignore("shard that was not asked for", shard.sha256[:12])
+        return [StoreShard(sha256=shard.sha256, body=shard.body)]
+
+    def shard_found(self, sha256: str, *, found: bool, now: float) -> list[Effect]:
+        """The cache was asked: the shard is at hand, or must be requested."""
+        if found:
+            self._shelf.stored(sha256)
+            return self.proceed(now=now)
+        self._lacking.start(now=now)
+        return [self._request("shard", sha256)] if self._board.connected else []
+
+    def trained(self, result: Trained, seconds: float, *, now: float) -> list[Effect]:
+        """One local iteration ended after `seconds`; one of an earlier run, or after the end, is worth nothing."""
+        ours, self._training = self._training, False
+        learner, allocation = self.learner, self._shelf.allocation
+        if not ours or self.phase == "finished" or learner is None or allocation is None:
+            return []
+        decision = learner.take(result, seconds)
+        self._state_changed = True
+        metrics = metrics_of(
+            self.manifest, self._board.memory.session, learner, batch=allocation.batch, result=result, seconds=seconds
+        )
+        effects: list[Effect] = [iteration_record(metrics, decision.why)]
+        wanted = self.manifest.telemetry
+        if self._board.connected and (wanted == "full" or (wanted == "sampled" and learner.iterations % 10 == 0)):
+            effects.append(self._board.send(metrics))
+        if learner.outgoing is not None:
+            effects += self._push(learner, allocation, result, seconds, now)
+        return effects
+
+    def untrainable(self, why: str, *, now: float) -> list[Effect]:
+        """The job contradicts the data at hand (rows or a shard that are not there): wait, and look again later."""
+        ours, self._training = self._training, False
+        if not ours:
+            return []
+        self._shelf.reject(self._shard)
+        self._lacking.start(now=now)
+        return self._ignore("allocation that cannot be trained on", why)
+
+    def end(self) -> None:
+        """The run is over."""
+        self.outbox.clear()
+        self._lacking.stop()
+        self._enter("finished")
+
+    def reopen(self, head: ModelHead | None, allocation: Allocation | None, *, now: float) -> list[Effect]:
+        """The coordinator came back before it could record the end: the run goes on where it was."""
+        self._enter("waiting" if self._prepared else "starting")
+        return self.catch_up(head, allocation, now=now) if self._prepared else []
+
+    # --- timers ---------------------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """When `expire` next has something to do; None when only an event can change anything."""
+        deadlines: list[float | None] = []
+        if self._board.connected:
+            deadlines += [self.outbox.retry.deadline, self._lacking.deadline]
+            deadlines.append(self._state_pace.deadline if self._state_changed else None)
+        if self.phase == "pushed":
+            # At once where the connection was lost meanwhile: nobody is there to be waited for.
+            patience_s = self._board.settings.alone_after_s if self._board.heard else 0.0
+            deadlines.append(self.outbox.since + patience_s)
+        return min((one for one in deadlines if one is not None), default=None)
+
+    def expire(self, *, now: float) -> list[Effect]:
+        """Do what has become due."""
+        effects: list[Effect] = []
+        if self._board.connected and self.outbox.due(now=now):
+            update = self.outbox.update
+            effects.append(self._board.send(update) if update is not None else self._request("model"))
+        if self._board.connected and self._lacking.due(now=now):
+            effects += self._ask_for_what_is_lacking()
+        return [*effects, *self.proceed(now=now), *self.refresh(now=now)]
+
+    # --- decisions ------------------------------------------------------------------------------------------------
+
+    def proceed(self, *, now: float) -> list[Effect]:
+        """The one place that decides what to do next."""
+        learner, board = self.learner, self._board
+        if learner is None or board.busy or board.draining or not self._prepared or self.phase == "finished":
+            return []
+        effects: list[Effect] = self._obey(learner, now) if self._shelf.advance() else []
+        effects += [FindShard(sha256=sha256) for sha256 in self._shelf.wanted()]
+        allocation = self._shelf.allocation
+        shard = self._shelf.shard(prefer_next=self.manifest.data.sampling == "fresh")
+        job = learner.job(allocation, shard, board.memory.session) if allocation is not None else None
+        if board.paused:
+            self._enter("paused")
+        elif job is None:
+            self._enter("waiting")
+        elif self._must_wait(now):
+            self._enter("pushed")
+        else:
+            self._enter("training")
+            self._training = board.busy = True
+            self._shard = shard
+            effects.append(Train(job=job))
+        return effects
+
+    def _must_wait(self, now: float) -> bool:
+        """Wait for the answer to a push, unless nobody is there to give it."""
+        if self.outbox.awaiting is None or not self._board.heard:
+            return False
+        return now < self.outbox.since + self._board.settings.alone_after_s
+
+    def _obey(self, learner: Learner, now: float) -> list[Effect]:
+        """A new allocation is in force: remember its version, and say so."""
+        allocation, board = self._shelf.allocation, self._board
+        if allocation is None:
+            return []
+        learner.reallocated(allocation)
+        board.memory = replace(board.memory, allocation_version=allocation.version)
+        return [board.memory, *self.report(now=now)]
+
+    def _push(
+        self, learner: Learner, allocation: Allocation, result: Trained, seconds: float, now: float
+    ) -> list[Effect]:
+        if learner.outgoing is None:
+            return []
+        board, (vector, iterations) = self._board, learner.outgoing
+        board.memory = replace(board.memory, seq=board.memory.seq + 1)
+        update = update_of(
+            self.manifest,
+            board.memory,
+            vector=vector,
+            base_version=learner.base_version,
+            iterations=iterations,
+            batch=allocation.batch,
+            result=result,
+            seconds=seconds,
+        )
+        self.outbox.put(update, now=now)
+        # On disk before it is said: a reboot must never use this number again.
+        return [board.memory, *([board.send(update)] if board.connected else [])]
+
+    def _ask_for_what_is_lacking(self) -> list[Effect]:
+        """Whatever keeps this device from training, once more."""
+        self._shelf.retry()
+        effects: list[Effect] = [self._request("shard", sha256) for sha256 in self._shelf.missing()]
+        if self.learner is not None and self.learner.base is None:
+            effects.append(self._request("model"))
+        if self._shelf.allocation is None:
+            effects.append(self._board.send(self._board.birth))  # whoever sees it born gives it an allocation
+        if not effects:
+            self._lacking.stop()
+        return effects
+
+    # --- what is said ---------------------------------------------------------------------------------------------
+
+    def report(self, *, now: float) -> list[Effect]:
+        """The reported state, now; without a connection at the next one."""
+        if not self._board.connected:
+            self._state_changed = True
+            return []
+        self._state_changed = False
+        self._state_pace.done_at = now
+        state = state_of(
+            run=self.manifest.run,
+            phase=self.phase,
+            memory=self._board.memory,
+            learner=self.learner,
+            allocation=self._shelf.allocation,
+            shard=self._shard,
+            traffic=self._traffic,
+        )
+        return [self._board.send(state)]
+
+    def refresh(self, *, now: float) -> list[Effect]:
+        """Report the state if it changed and the interval allows."""
+        return self.report(now=now) if self._state_changed and self._state_pace.due(now=now) else []
+
+    def forget_keyframe(self) -> list[Effect]:
+        """No chunk of the keyframe is wanted any more: only who subscribes anew is sent the next run's."""
+        was, self._fetching = self._fetching, False
+        return [ForgetKeyframe()] if was else []
+
+    def _enter(self, phase: Phase) -> None:
+        self._state_changed = self._state_changed or phase != self.phase
+        self.phase = phase
+
+    def _request(self, want: Literal["model", "shard"], sha256: str = "") -> Send:
+        return self._board.send(
+            Request(run=self.manifest.run, session=self._board.memory.session, want=want, sha256=sha256)
+        )
+
+    def _ignore(self, what: str, which: str) -> list[Effect]:
+        self._traffic.dropped += 1
+        self._state_changed = True
+        return [Record(event="ignored", fields={"what": what, "which": which})]

@@ -1,0 +1,108 @@
+"""A run as a checkpoint keeps it: what is written down, and how it is read again.
+
+Two files hold a run between two processes: the checkpoint (model, strategy, what was handled) and the registry
+(allocations, which change without the model). A device's counters are in the checkpoint because devices only report
+those of their present session; without them a summary after a restart would forget the earlier ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from hermes_iot.algorithms.strategies.base import StateDump
+from hermes_iot.core.effects import Checkpoint
+from hermes_iot.core.member import Member
+from hermes_iot.core.stopping import Progress
+from hermes_iot.core.tally import Tally
+from hermes_iot.domain import DeviceId, Params, Ranges
+from hermes_iot.protocol.messages import Allocation
+
+_MODEL: Final = "model"
+_STRATEGY: Final = "strategy."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """A run as its last checkpoint and the registry left it."""
+
+    version: int
+    arrays: Mapping[str, Params]
+    scalars: Mapping[str, Any]
+    allocations: Mapping[str, Allocation]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What a checkpoint holds, in the machine's own types.
+
+    Attributes:
+        cursor, shards: see `Allotment`.
+    """
+
+    version: int
+    model: Params
+    strategy: StateDump
+    tally: Tally
+    progress: Progress
+    cursor: int
+    shards: Mapping[str, Ranges]
+    members: tuple[Member, ...]
+
+
+def dump(snapshot: Snapshot) -> Checkpoint:
+    """Cut into tensors and JSON."""
+    progress = snapshot.progress
+    scalars = {
+        "strategy": dict(snapshot.strategy.scalars),
+        "tally": snapshot.tally.dump(),
+        "members": {member.device: member.dump() for member in snapshot.members},
+        "elapsed_s": progress.elapsed_s,
+        "best_loss": progress.best_loss if math.isfinite(progress.best_loss) else None,
+        "since_best": progress.since_best,
+        "cursor": snapshot.cursor,
+        "shards": {name: [list(one) for one in ranges] for name, ranges in snapshot.shards.items()},
+    }
+    arrays = {_MODEL: snapshot.model}
+    arrays |= {f"{_STRATEGY}{name}": array for name, array in snapshot.strategy.arrays.items()}
+    return Checkpoint(version=snapshot.version, arrays=arrays, scalars=scalars)
+
+
+def load(restored: Restored) -> Snapshot:
+    """The inverse, with the registry's allocations given to their devices.
+
+    Raises:
+        KeyError, TypeError, ValueError: not a checkpoint of ours (storage has already checked that it is intact).
+    """
+    scalars = restored.scalars
+    tally = Tally.load(scalars["tally"])
+    best = scalars["best_loss"]
+    members = {DeviceId(name): Member.load(DeviceId(name), row) for name, row in scalars["members"].items()}
+    for name, allocation in restored.allocations.items():
+        member = members.setdefault(DeviceId(name), Member(device=DeviceId(name), index=len(members)))
+        member.allocation = allocation
+    return Snapshot(
+        version=restored.version,
+        model=restored.arrays[_MODEL],
+        strategy=StateDump(
+            scalars=scalars["strategy"],
+            arrays={
+                name.removeprefix(_STRATEGY): array
+                for name, array in restored.arrays.items()
+                if name.startswith(_STRATEGY)
+            },
+        ),
+        tally=tally,
+        progress=Progress(
+            elapsed_s=float(scalars["elapsed_s"]),
+            bytes_total=tally.tensor_bytes,
+            applied=tally.applied,
+            best_loss=math.inf if best is None else float(best),
+            since_best=int(scalars["since_best"]),
+        ),
+        cursor=int(scalars["cursor"]),
+        shards={name: tuple((int(a), int(b)) for a, b in ranges) for name, ranges in scalars["shards"].items()},
+        members=tuple(sorted(members.values(), key=lambda member: member.index)),
+    )

@@ -1,0 +1,42 @@
+"""The run in numbers, as a pure function of what the coordinator counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from hermes_iot.core.global_model import GlobalModel
+from hermes_iot.core.member import Member
+from hermes_iot.core.tally import Tally
+from hermes_iot.domain import Score
+
+
+def summary_of(
+    members: Iterable[Member], tally: Tally, model: GlobalModel, *, test: Score, wall_s: float
+) -> dict[str, Any]:
+    """JSON-able. `test` is the final model's score on the test rows."""
+    ordered = sorted(members, key=lambda member: member.index)
+    totals = [member.totals() for member in ordered]
+    iterations = sum(one.iterations for one in totals)
+    update_bytes, reply_bytes = tally.means()
+    return {
+        "accuracy": test.accuracy,
+        "loss": test.loss,
+        "validation_accuracy": model.score.accuracy if model.score is not None else None,
+        "model_version": model.version,
+        "devices": [member.summary() for member in ordered],
+        "iterations": iterations,
+        "updates_published": sum(one.published for one in totals),
+        "updates_received": tally.received,
+        "updates_applied": tally.applied,
+        "updates_duplicate": tally.duplicate,
+        "updates_stale": tally.stale,
+        "updates_rejected": tally.rejected,
+        "reasons": dict(tally.reasons),
+        "bytes_up": sum(one.bytes_up for one in totals),
+        "bytes_down": sum(one.bytes_down for one in totals),
+        # The same iterations under BSP: each would have sent one update and fetched one model of these sizes.
+        "bytes_bsp": round(iterations * (update_bytes + reply_bytes)),
+        "bytes_by_kind": {"up": dict(tally.up), "down": dict(tally.down)},
+        "wall_s": wall_s,
+    }

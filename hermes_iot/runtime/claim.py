@@ -1,0 +1,89 @@
+"""Whose device id is it? The one question no machine can answer: two processes under one client id.
+
+The broker lets the newest connection win, so two such processes push each other out. Brokers say so, but Mosquitto
+before 2.0.15 does not (its issue 2607): there both only see lost connections. So a device listens to its own
+``status`` too: once its own birth has come back, a birth that is not its own proves that somebody else lives under the
+id. (Before that it may be this board's earlier life, whose will is still to come, with a state directory that was
+lost since.) The one who has served for a while is in the right; the younger one gives way.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from hermes_iot.errors import IdConflict
+from hermes_iot.protocol.messages import DeviceStatus
+
+log = logging.getLogger(__name__)
+
+#: A process that was connected for so long, in all, is the incumbent of its id; a younger one gives way.
+INCUMBENT_AFTER_S = 10.0
+RETAKE_AFTER_S: Final = 2.0
+_SHOWN_CHARACTERS_MAX: Final = 64
+
+
+class Claim:
+    """One process's claim on its device id.
+
+    Attributes:
+        retake_at: when to take the id back; None when there is nothing to take back.
+    """
+
+    def __init__(self, device: str, fleet: str, *, instance: str) -> None:
+        self.retake_at: float | None = None
+        self._device = device
+        self._fleet = fleet
+        self._instance = instance
+        self._served_s = 0.0
+        self._since: float | None = None
+        self._told = False
+
+    def connected(self, *, now: float) -> None:
+        """Service begins, or goes on on a new connection."""
+        self._pause(now)
+        self._since = now
+
+    def disconnected(self, *, taken_over: bool, now: float) -> None:
+        """Service is interrupted.
+
+        Raises:
+            IdConflict: another process connected under the id, and it is not ours.
+        """
+        self._pause(now)
+        if taken_over:
+            self._defend(now, host="")
+            self.retake_at = now + RETAKE_AFTER_S
+
+    def reborn(self) -> None:
+        """Our session has changed: its birth has still to come back."""
+        self._told = False
+
+    def heard(self, status: DeviceStatus, *, session: int, now: float) -> None:
+        """A word on our own ``status``.
+
+        Raises:
+            IdConflict: another process lives under the id, and it is not ours.
+        """
+        if status.state != "online":
+            return
+        if (status.instance, status.session) == (self._instance, session):
+            self._told = True
+        elif self._told:
+            self._defend(now, host=status.host)
+
+    def _defend(self, now: float, *, host: str) -> None:
+        served_s = self._served_s + (now - self._since if self._since is not None else 0.0)
+        if served_s < INCUMBENT_AFTER_S:
+            where = f"on host {host[:_SHOWN_CHARACTERS_MAX]!r} " if host else ""
+            raise IdConflict(
+                f"device id {self._device!r} is in use in fleet {self._fleet!r}",
+                why=f"another process {where}connected under it",
+                mend="Give this device another --id, or stop the other one",
+            )
+        log.warning("another process uses device id %s host=%s: it should give way", self._device, host or "unknown")
+
+    def _pause(self, now: float) -> None:
+        if self._since is not None:
+            self._served_s += now - self._since
+            self._since = None

@@ -1,0 +1,65 @@
+"""A run's name and manifest, composed from the person's settings, the task's proposals and the model at hand."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from hermes_iot import __version__
+from hermes_iot.config import RunConfig
+from hermes_iot.domain import RunId, Sizing
+from hermes_iot.protocol.messages import DataInfo, ModelInfo, RunManifest, StrategyInfo
+from hermes_iot.runtime.trainers import Bench
+
+_EPOCHS: Final = 5
+_LEARNING_RATE: Final = 0.1
+_TASK_CHARACTERS_MAX: Final = 30
+
+
+def new_run_id(task: str) -> str:
+    """``<task>-<date>-<time>-<random>``; a task's own name may be in any script, a run's only in what topics take."""
+    word = re.sub(r"[^A-Za-z0-9_]+", "-", Path(task).stem).strip("-")[:_TASK_CHARACTERS_MAX] or "run"
+    return f"{word}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def manifest_of(run: str, config: RunConfig, bench: Bench, strategy: StrategyInfo) -> RunManifest:
+    """What the devices are told."""
+    signature = bench.trainer.signature
+    sampling = config.sampling or ("kept" if config.data_mode == "local" else "fresh")
+    return RunManifest(
+        run=RunId(run),
+        state="running",
+        seed=config.seed,
+        task=bench.task,
+        strategy=strategy,
+        model=ModelInfo(
+            sha256=signature.sha256,
+            parameters=signature.parameters,
+            tensors=tuple((spec.name, spec.shape) for spec in signature.tensors),
+        ),
+        data=DataInfo(
+            mode=config.data_mode,
+            sampling=sampling,
+            gate_split=config.gate_split or ("fresh" if sampling == "fresh" else "fixed"),
+            rows=bench.rows,
+            validation_fraction=config.validation_fraction,
+            sha256=bench.data_sha256,
+        ),
+        epochs=config.epochs or bench.defaults.epochs or _EPOCHS,
+        learning_rate=config.learning_rate or bench.defaults.learning_rate or _LEARNING_RATE,
+        codec=config.codec,
+        chunk_bytes=config.chunk_bytes,
+        telemetry=config.telemetry,
+        software=__version__,
+    )
+
+
+def first_size(config: RunConfig, bench: Bench, otherwise: Sizing) -> Sizing:
+    """Size of a device that was not measured yet."""
+    return Sizing(
+        samples=config.samples or bench.defaults.samples or otherwise.samples,
+        batch=config.batch or bench.defaults.batch or otherwise.batch,
+    )

@@ -1,0 +1,93 @@
+"""Two processes under one device id: the younger one leaves, also where the broker does not say what happened."""
+
+import pytest
+
+from hermes_iot.errors import IdConflict
+from hermes_iot.protocol.messages import DeviceStatus
+from hermes_iot.runtime import claim
+from hermes_iot.runtime.claim import Claim
+
+OLD = claim.INCUMBENT_AFTER_S + 1
+
+
+def birth(instance, session=1, state="online"):
+    return DeviceStatus(state=state, session=session, instance=instance, host="attic")
+
+
+@pytest.fixture
+def mine():
+    one = Claim("pi-01", "lab", instance="mine")
+    one.connected(now=0.0)
+    return one
+
+
+def told(one, now=0.0):
+    one.heard(birth("mine"), session=1, now=now)
+
+
+def test_a_foreign_birth_before_ours_may_be_an_earlier_life_of_this_board(mine):
+    mine.heard(birth("theirs"), session=1, now=0.0)
+    mine.heard(birth("mine", session=7), session=1, now=0.0)
+
+
+def test_a_foreign_birth_after_ours_sends_the_younger_one_away(mine):
+    told(mine)
+    with pytest.raises(
+        IdConflict, match=r"'pi-01' is in use in fleet 'lab': another process on host 'attic'"
+    ) as caught:
+        mine.heard(birth("theirs"), session=1, now=1.0)
+    assert caught.value.exit_code == 7
+
+
+def test_the_same_instance_with_another_session_is_a_copied_card(mine):
+    told(mine)
+    with pytest.raises(IdConflict):
+        mine.heard(birth("mine", session=4), session=1, now=1.0)
+
+
+def test_the_incumbent_stays(mine, caplog):
+    told(mine)
+    mine.heard(birth("theirs"), session=1, now=OLD)
+    assert "another process uses device id pi-01" in caplog.text
+    assert mine.retake_at is None, "its transport comes back by itself"
+
+
+def test_a_late_will_is_no_living_process(mine):
+    told(mine)
+    mine.heard(birth("mine", session=0, state="offline"), session=1, now=0.0)
+    mine.heard(birth("theirs", state="offline"), session=1, now=0.0)
+
+
+def test_a_raised_session_waits_for_its_own_birth_again(mine):
+    told(mine)
+    mine.reborn()
+    mine.heard(birth("mine", session=1), session=5, now=0.0)
+    mine.heard(birth("mine", session=5), session=5, now=0.0)
+    with pytest.raises(IdConflict):
+        mine.heard(birth("theirs"), session=5, now=0.0)
+
+
+def test_a_broker_that_names_the_take_over_sends_the_younger_one_away(mine):
+    with pytest.raises(IdConflict):
+        mine.disconnected(taken_over=True, now=1.0)
+
+
+def test_the_incumbent_takes_its_id_back_after_a_while(mine):
+    mine.disconnected(taken_over=True, now=OLD)
+    assert mine.retake_at == OLD + claim.RETAKE_AFTER_S
+
+
+def test_service_adds_up_over_connections(mine):
+    half = 0.6 * claim.INCUMBENT_AFTER_S
+    mine.disconnected(taken_over=False, now=half)
+    mine.connected(now=1000.0)
+    told(mine, now=1000.0)
+    with pytest.raises(IdConflict):
+        mine.heard(birth("theirs"), session=1, now=1000.0 + 0.1 * half)
+    mine.heard(birth("theirs"), session=1, now=1000.0 + half)
+
+
+def test_a_connection_that_comes_without_the_last_one_having_gone_is_counted_too(mine):
+    mine.connected(now=OLD)
+    mine.disconnected(taken_over=True, now=OLD)
+    assert mine.retake_at is not None

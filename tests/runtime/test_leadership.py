@@ -1,0 +1,203 @@
+"""One coordinator per fleet: found out before it speaks, after every reconnect, and on brokers that do not say why."""
+
+import queue
+import threading
+
+import pytest
+
+from hermes_iot.errors import IdConflict
+from hermes_iot.protocol import codec
+from hermes_iot.protocol.limits import Limits
+from hermes_iot.protocol.messages import CoordinatorStatus, ModelHead
+from hermes_iot.protocol.topics import Topics
+from hermes_iot.runtime import leadership
+from hermes_iot.runtime.leadership import Leadership, look_for_leader
+from hermes_iot.transport.base import Delivery
+from hermes_iot.transport.memory import MemoryBroker, MemoryTransport
+from tests.support.fleet import PATIENCE_S, in_memory
+
+TOPICS = Topics("lab")
+LEADER = TOPICS.all("coordinator")
+
+
+def status(state="online", session="aaaa", host="bench"):
+    return codec.encode_json(CoordinatorStatus(state=state, session=session, run="r-1", host=host))
+
+
+class Client:
+    """Another client of the broker."""
+
+    def __init__(self, broker, *filters):
+        self.heard = queue.SimpleQueue()
+        self.transport = MemoryTransport(broker, client_id="somebody")
+        self.transport.subscribe(filters)
+        self.transport.start(self._on_event, timeout_s=1)
+
+    def _on_event(self, event):
+        if isinstance(event, Delivery):
+            self.heard.put(event)
+
+    def says(self, topic, payload, *, retain=True):
+        assert self.transport.publish(topic, payload, retain=retain)
+
+
+@pytest.fixture
+def broker():
+    return MemoryBroker()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(leadership, "SILENT_S", 0.2)
+
+
+def look(broker, *, takeover=False):
+    return look_for_leader(TOPICS, in_memory(broker), takeover=takeover)
+
+
+def test_an_empty_broker_has_no_leader_and_no_keyframe(broker):
+    assert look(broker) == 0
+
+
+def test_a_leader_that_left_is_no_hindrance(broker):
+    Client(broker).says(LEADER, status("offline"))
+    assert look(broker) == 0
+
+
+def test_a_leader_that_speaks_is_not_to_be_disturbed(broker):
+    leader = Client(broker)
+    leader.says(LEADER, status())
+    spoken = threading.Timer(0.05, leader.says, args=[LEADER, status()])
+    spoken.start()
+    with pytest.raises(IdConflict, match=r"already led from host 'bench' \(run 'r-1'\)\. .*--takeover") as caught:
+        look(broker)
+    spoken.join()
+    assert caught.value.exit_code == 7
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_leader_that_is_only_remembered_is_taken_for_dead_and_its_word_back(broker):
+    Client(broker).says(LEADER, status())
+    assert look(broker) == 0
+    left = codec.decode_json(broker.retained[LEADER], CoordinatorStatus, Limits())
+    assert (left.state, left.session) == ("offline", "aaaa")
+
+
+def test_a_leader_that_leaves_while_we_look_is_no_hindrance(broker):
+    leader = Client(broker)
+    leader.says(LEADER, status())
+    left = threading.Timer(0.05, leader.says, args=[LEADER, status("offline")])
+    left.start()
+    assert look(broker) == 0
+    left.join()
+
+
+def test_taking_over_asks_nobody_and_waits_for_nothing(broker):
+    Client(broker).says(LEADER, status())
+    assert look(broker, takeover=True) == 0
+    assert broker.retained[LEADER] == status()
+
+
+def test_looking_tells_how_many_keyframe_chunks_lie_about(broker):
+    head = ModelHead(run="r-1", version=3, sha256="0" * 64, bytes=10_000, parts=7)
+    Client(broker).says(TOPICS.all("model"), codec.encode_json(head))
+    assert look(broker) == 7
+
+
+@pytest.mark.parametrize("junk", [b"{}", b"\xff\x00", b"[]", status()[:-5]])
+def test_what_cannot_be_read_counts_for_nothing(broker, junk):
+    client = Client(broker)
+    client.says(LEADER, junk)
+    client.says(TOPICS.all("model"), junk)
+    assert look(broker) == 0
+
+
+def test_looking_says_nothing_that_a_coordinator_listens_to(broker):
+    coordinator = Client(broker, *TOPICS.of_coordinator(), LEADER)
+    look(broker)
+    assert coordinator.heard.empty()
+
+
+# --- over reconnects ------------------------------------------------------------------------------------------------
+
+
+class Line:
+    """A transport that only remembers what was published."""
+
+    def __init__(self):
+        self.published = []
+
+    def publish(self, topic, _payload, **_options):
+        self.published.append(topic)
+        return True
+
+
+@pytest.fixture
+def claim():
+    return Leadership(TOPICS, client_id="lab-coordinator", session="mine")
+
+
+def said(session, state="online"):
+    return Delivery(topic=LEADER, payload=status(state, session=session))
+
+
+FENCE = TOPICS.down("lab-coordinator", "cmd")
+
+
+def test_the_first_connection_may_speak_at_once(claim):
+    line = Line()
+    assert claim.connected(line, now=0.0)
+    assert line.published == []
+
+
+def test_others_words_before_our_first_one_do_not_matter(claim):
+    claim.connected(Line(), now=0.0)
+    assert not claim.heard(said("theirs"))
+    assert not claim.heard(said("mine"))
+
+
+@pytest.mark.parametrize("state", ["online", "offline"])
+def test_anothers_word_after_ours_means_that_the_fleet_is_anothers(claim, state):
+    claim.connected(Line(), now=0.0)
+    claim.heard(said("mine"))
+    with pytest.raises(IdConflict, match="another coordinator took over fleet 'lab': it runs on host 'bench'"):
+        claim.heard(said("theirs", state))
+
+
+def test_after_a_reconnect_it_looks_before_it_speaks(claim):
+    line = Line()
+    claim.connected(line, now=0.0)
+    claim.heard(said("mine"))
+    assert not claim.connected(line, now=1.0)
+    assert line.published == [FENCE]
+    assert not claim.heard(said("mine", "offline")), "our own will is not another's word"
+    assert claim.heard(Delivery(topic=FENCE, payload=b"{}")), "nobody has spoken after us"
+    assert not claim.heard(Delivery(topic=FENCE, payload=b"{}")), "a repetition says nothing new"
+    assert claim.next_deadline() is None
+
+
+def test_where_our_own_word_is_kept_from_us_we_speak_after_a_while(claim):
+    claim.connected(Line(), now=0.0)
+    claim.heard(said("mine"))
+    claim.connected(Line(), now=1.0)
+    due = claim.next_deadline()
+    assert 1.0 < due <= 10.0
+    assert not claim.expire(now=due - 0.1)
+    assert claim.expire(now=due)
+    assert not claim.expire(now=due + 1)
+
+
+def test_a_connection_that_is_lost_while_we_look_is_looked_into_again(claim):
+    line = Line()
+    claim.connected(line, now=0.0)
+    claim.heard(said("mine"))
+    claim.connected(line, now=1.0)
+    claim.disconnected()
+    assert claim.next_deadline() is None
+    assert not claim.connected(line, now=2.0)
+    assert claim.heard(Delivery(topic=FENCE, payload=b"{}"))
+
+
+def test_patience_is_longer_than_a_leaders_silence():
+    assert PATIENCE_S >= leadership.FENCE_S
+    assert leadership.SILENT_S >= 5.0, "a coordinator speaks every 2 s"

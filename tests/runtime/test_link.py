@@ -1,0 +1,216 @@
+"""Nothing larger than the broker takes is sent, nothing that has no room is lost, and no wait is endless."""
+
+import random
+
+import pytest
+
+from hermes_iot.errors import AccessDenied, BrokerError, UsageError
+from hermes_iot.protocol.messages import Allocation, Command, Model
+from hermes_iot.protocol.topics import Topics
+from hermes_iot.runtime.link import Link, check_refusal
+from hermes_iot.transport.base import Connected, Delivery, Refused
+from hermes_iot.transport.memory import MemoryBroker, MemoryTransport
+from hermes_iot.transport.rules import publish_packet_bytes
+
+LONGEST = "x" * 64
+
+
+def model(size, version=1):
+    body = random.Random(version).randbytes(size)  # nothing that zstd could make smaller
+    return Model(run=LONGEST, version=version, model="0" * 64, codec="fp32", parameters=size // 4, body=body)
+
+
+class Peer:
+    """Another client of the broker, with the fleet's decoder."""
+
+    def __init__(self, broker, topics, *filters):
+        self.topics, self.deliveries = topics, []
+        self.transport = MemoryTransport(broker, client_id="peer")
+        self.transport.subscribe(filters)
+        self.transport.start(self._on_event, timeout_s=1)
+        self.link = Link(topics, self.transport)
+
+    def _on_event(self, event):
+        if isinstance(event, Delivery):
+            self.deliveries.append(event)
+
+    def messages(self):
+        received = [self.link.decode(delivery, now=0.0) for delivery in self.deliveries]
+        self.deliveries.clear()
+        return [one.message for one in received if one is not None]
+
+
+@pytest.fixture
+def topics():
+    return Topics(LONGEST, prefix=LONGEST)
+
+
+def connected(broker, topics, **options):
+    transport = MemoryTransport(broker, client_id="us")
+    link = Link(topics, transport, **options)
+    transport.start(lambda event: link.connected(event) if isinstance(event, Connected) else None, timeout_s=1)
+    return link
+
+
+@pytest.mark.parametrize("packet_bytes_max", [None, 2048, 3000, 5000, 16_384, 131_072, 268_435_460])
+def test_chunks_fit_whatever_packets_the_broker_takes(topics, packet_bytes_max):
+    broker = MemoryBroker(packet_bytes_max=packet_bytes_max)
+    link, peer = connected(broker, topics), Peer(broker, topics, topics.down(LONGEST, "model"))
+    message = model(300_000)
+    assert link.send(message, device=LONGEST) > len(message.body)
+    if packet_bytes_max is not None:
+        sizes = [publish_packet_bytes(one.topic, one.payload, qos=1, expiry_s=300) for one in peer.deliveries]
+        assert max(sizes) <= packet_bytes_max
+        assert max(sizes) > min(packet_bytes_max, 120_000) / 2, "chunks are far smaller than they could be"
+    assert peer.messages() == [message]
+
+
+def test_a_run_may_want_smaller_chunks_than_the_broker_does(topics):
+    broker = MemoryBroker(packet_bytes_max=131_072)
+    link, peer = connected(broker, topics, chunk_bytes=1024), Peer(broker, topics, topics.down("pi", "model"))
+    link.send(model(10_240), device="pi")
+    assert len(peer.deliveries) == 11
+    link.use_chunks_of(100_000)
+    link.send(model(10_240, version=2), device="pi")
+    assert len(peer.deliveries) == 12
+
+
+def test_a_reconnect_to_a_broker_without_a_limit_lifts_the_limit(topics):
+    link = connected(MemoryBroker(packet_bytes_max=4096), topics)
+    assert link.wire.chunk_bytes < 4096
+    link.connected(Connected())
+    assert link.wire.chunk_bytes == 120_000
+
+
+def test_a_broker_that_takes_only_tiny_packets_is_named(topics):
+    with pytest.raises(BrokerError, match=r"at most 1000 bytes.*max_packet_size"):
+        connected(MemoryBroker(), topics).connected(Connected(packet_bytes_max=1000))
+
+
+def test_a_document_larger_than_a_packet_is_an_error_and_not_a_silence(topics):
+    link = connected(MemoryBroker(packet_bytes_max=4096), topics)
+    rows = tuple((start, start + 1) for start in range(0, 4000, 2))
+    assert link.send(Allocation(run="r", device="pi", version=1, samples=9, batch=1, rows=rows[:9]), device="pi") > 0
+    allocation = Allocation(run="r", device="pi", version=2, samples=2000, batch=1, rows=rows)
+    with pytest.raises(UsageError, match=r"down/pi/alloc is too large for the broker.*it takes 4096"):
+        link.send(allocation, device="pi")
+
+
+class Narrow:
+    """A transport whose queue has room for `room` messages and is emptied by `flush`, unless it is stuck or cut."""
+
+    def __init__(self, room):
+        self.room, self.queue, self.sent, self.flushes = room, [], [], 0
+        self.stuck = self.cut = False
+
+    def publish(self, topic, payload, **_options):
+        if self.cut or len(self.queue) >= self.room:
+            return False
+        self.queue.append((topic, payload))
+        return True
+
+    def flush(self, *, timeout_s):
+        assert timeout_s < 1, "the loop must not stand still for long"
+        self.flushes += 1
+        if self.stuck:
+            return False
+        self.sent += self.queue
+        self.queue.clear()
+        return True
+
+
+def test_a_full_queue_slows_the_sender_down_and_loses_nothing(topics):
+    transport = Narrow(room=3)
+    link = Link(topics, transport, chunk_bytes=1024)
+    assert link.send(model(20_480), device="pi") > 20_480
+    transport.flush(timeout_s=0)
+    parts = [link.decode(Delivery(topic=topic, payload=payload), now=0.0) for topic, payload in transport.sent]
+    assert len(parts) > 20
+    assert [one.message.version for one in parts if one is not None] == [1]
+
+
+def test_allocations_for_a_thousand_devices_all_get_through_a_small_queue(topics):
+    transport = Narrow(room=16)
+    link = Link(topics, transport)
+    for number in range(1000):
+        allocation = Allocation(run="r", device=f"pi-{number}", version=1, samples=1, batch=1)
+        assert link.send(allocation, device=f"pi-{number}")
+    transport.flush(timeout_s=0)
+    assert len({topic for topic, _ in transport.sent}) == 1000
+
+
+def test_without_a_connection_nothing_is_waited_for(topics):
+    transport = Narrow(room=3)
+    transport.cut = True
+    link = Link(topics, transport)
+    for _ in range(10):
+        assert link.send(Command(id="a", name="ping"), device="pi") == 0
+    assert transport.flushes == 1, "the first one finds out, the others know"
+    link.connected(Connected())
+    link.disconnected()
+    link.send(Command(id="a", name="ping"), device="pi")
+    assert transport.flushes == 1, "the transport said that it is gone"
+
+
+def test_a_broker_that_answers_nothing_is_waited_for_only_once_and_only_so_long(topics):
+    transport = Narrow(room=1)
+    transport.stuck = True
+    link = Link(topics, transport)
+    assert link.send(Command(id="a", name="ping"), device="pi") > 0
+    assert link.send(Command(id="b", name="ping"), device="pi") == 0
+    waited = transport.flushes
+    assert 10 <= waited <= 100
+    assert link.send(Command(id="c", name="ping"), device="pi") == 0
+    assert transport.flushes == waited
+    transport.queue.clear()
+    assert link.send(Command(id="d", name="ping"), device="pi") > 0
+    assert link.send(Command(id="e", name="ping"), device="pi") == 0
+    assert transport.flushes > waited, "it took something again, so it is worth waiting again"
+
+
+def parts_on(broker, topics):
+    return sorted(
+        int(topic.rsplit("/", 1)[1]) for topic in broker.retained if topic.startswith(topics.model_part(0)[:-1])
+    )
+
+
+def test_a_smaller_keyframe_clears_the_chunks_it_does_not_overwrite(topics):
+    broker = MemoryBroker()
+    link = connected(broker, topics, chunk_bytes=1024)
+    *_, parts = link.send_keyframe(model(10_240))
+    assert parts_on(broker, topics) == list(range(parts))
+    *_, fewer = link.send_keyframe(model(2048, version=2), parts_before=parts)
+    assert fewer < parts
+    assert parts_on(broker, topics) == list(range(fewer))
+
+
+def test_chunks_that_could_not_be_cleared_are_remembered(topics):
+    broker = MemoryBroker()
+    link = connected(broker, topics, chunk_bytes=1024)
+    *_, parts = link.send_keyframe(model(10_240))
+    broker.drop("us")
+    assert link.send_keyframe(model(2048, version=2), parts_before=parts) == (0, 0, parts)
+    broker.restore("us")
+    *_, fewer = link.send_keyframe(model(2048, version=2), parts_before=parts)
+    assert parts_on(broker, topics) == list(range(fewer))
+
+
+def test_no_head_points_at_chunks_that_did_not_get_through(topics):
+    transport = Narrow(room=5)
+    transport.stuck = True
+    tensors, head, parts = Link(topics, transport, chunk_bytes=1024).send_keyframe(model(10_240))
+    assert tensors > 0
+    assert head == 0
+    assert parts == 11
+    assert topics.all("model") not in {topic for topic, _ in transport.queue}
+
+
+def test_a_refusal_of_the_access_list_names_topic_and_remedy():
+    with pytest.raises(AccessDenied, match=r"refuses topic a/b: Not authorized\. .*access list") as caught:
+        check_refusal(Refused(topic="a/b", reason="Not authorized"))
+    assert caught.value.exit_code == 5
+
+
+def test_another_refusal_is_only_reported(caplog):
+    check_refusal(Refused(topic="a/b", reason="Quota exceeded"))
+    assert "refused topic=a/b reason=Quota exceeded" in caplog.text
