@@ -33,7 +33,10 @@ def device(
     device_id: Annotated[str, typer.Option("--id", envvar="HERMES_ID", help="This device's name within the fleet.")],
     state_dir: Annotated[
         Path | None,
-        typer.Option("--state-dir", envvar="HERMES_STATE_DIR", help="What must survive a restart is kept here."),
+        typer.Option(
+            "--state-dir",
+            help="What must survive a restart is kept here. [default: FLEET/ID below HERMES_STATE_DIR, or in ~/.local/state/hermes-iot]",
+        ),
     ] = None,
     slowdown: Annotated[
         float, typer.Option("--slowdown", help="Emulate a board so many times slower; labelled as emulated.")

@@ -14,6 +14,8 @@ from hermes_iot.cli import files
 from hermes_iot.cli.app import command
 from hermes_iot.config import read_toml
 from hermes_iot.errors import IdConflict, Incompatible, UsageError
+from hermes_iot.storage.device_state import state_directory
+from hermes_iot.training.download import cache_dir
 from hermes_iot.transport.address import BrokerAddress
 from tests.field.conftest import ROOT
 
@@ -31,7 +33,7 @@ def _no_settings_of_this_machine(monkeypatch):
 
 @pytest.fixture
 def systemd_says():
-    """`systemd_says(unit)`: what systemd finds wrong with a unit file and its drop-ins (not with the units of this machine)."""
+    """What systemd finds wrong with a unit file and its drop-ins; what it says of this machine's own units is left out."""
     found = shutil.which("systemd-analyze")
     if found is None:
         pytest.skip("NO SYSTEMD: systemd-analyze is not installed, so no unit was verified")
@@ -158,11 +160,12 @@ def test_the_units_command_line_is_one_that_the_program_understands():
         files.read(arguments, command())  # understood; the file is the board's
 
 
-def test_what_the_unit_sets_in_the_environment_is_read():
+def test_what_the_unit_sets_in_the_environment_is_read(monkeypatch):
     names = {word.partition("=")[0] for word in parsed(UNIT)["Service"]["Environment"].split()}
-    (state_dir,) = [param for param in command().commands["device"].params if param.name == "state_dir"]
     assert names == {"HERMES_STATE_DIR", "XDG_CACHE_HOME"}
-    assert state_dir.envvar == "HERMES_STATE_DIR"
+    assert state_directory("lab", "pi-01", {"HERMES_STATE_DIR": "/state"}) == Path("/state/lab/pi-01")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert cache_dir("digits").is_relative_to("/cache")
 
 
 def test_a_wrong_setting_is_final_and_a_broker_that_is_away_is_not(tmp_path, monkeypatch, capsys, free_port):
