@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hermes_iot.core.stopping import StopRules
-from hermes_iot.domain import Codec, DataMode, GateSplit, Sampling, Telemetry
+from hermes_iot.domain import Codec, DataMode, GateSplit, Sampling, Split, Telemetry
 from hermes_iot.errors import UsageError
 from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT, INTEGER_MAX
 
@@ -40,6 +40,8 @@ class RunConfig:
         sampling: None = fresh, the paper's regime, except in local mode, where a device keeps the rows it has.
         gate_split: None = with fresh samples a fresh split, with kept ones a fixed slice.
         samples, batch: size of a device that was not measured yet, in rows.
+        score_on: what merges are weighed and runs are stopped by. "test" is what the authors' code does: it lets the test
+            rows steer the training, so the final accuracy is then no longer that of unseen rows.
         lag_max: updates made from a model older by more versions are stale; None = none is.
     """
 
@@ -55,6 +57,7 @@ class RunConfig:
     epochs: int | None = None
     learning_rate: float | None = None
     validation_fraction: float = 0.1
+    score_on: Split = "validation"
     codec: Codec = "fp16"
     chunk_bytes: int = CHUNK_BYTES_DEFAULT
     telemetry: Telemetry = "off"

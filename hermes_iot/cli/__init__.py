@@ -6,6 +6,7 @@ is one line on stderr: what, why, and what mends it. With ``--json`` stdout hold
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -117,6 +118,7 @@ def _abandon_training(code: int) -> None:
         import logging
 
         logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
         os._exit(code)

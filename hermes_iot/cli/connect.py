@@ -55,7 +55,10 @@ class BrokerOptions:
         return cls(address=BrokerAddress.parse(url), tls=tls, password=password)
 
     def connector(self, *, session_expiry_s: int = 0) -> Callable[[str, Will | None], Transport]:
-        """What the runners ask for a connection."""
+        """What the runners ask for a connection.
+
+        Who comes without a will only takes a look, and leaves no session behind: the broker would queue for it.
+        """
 
         def connect(client_id: str, will: Will | None) -> Transport:
             from hermes_iot.transport.mqtt import MqttTransport
@@ -64,7 +67,7 @@ class BrokerOptions:
                 self.address,
                 client_id=client_id,
                 will=will,
-                session_expiry_s=session_expiry_s,
+                session_expiry_s=session_expiry_s if will is not None else 0,
                 password=self.password,
                 tls=self.tls,
             )

@@ -14,7 +14,7 @@ from hermes_iot.cli import logs, options
 from hermes_iot.cli.connect import BrokerOptions
 from hermes_iot.config import RunConfig
 from hermes_iot.core.stopping import StopRules
-from hermes_iot.domain import Codec, DataMode, GateSplit, Sampling, Telemetry
+from hermes_iot.domain import Codec, DataMode, GateSplit, Sampling, Split, Telemetry
 from hermes_iot.errors import UsageError
 from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT
 from hermes_iot.protocol.topics import check_name
@@ -53,6 +53,10 @@ Constants = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A strategy constant, e.g. --set gate.alpha=-1.0."),
 ]
+ScoreOn = Annotated[
+    str,
+    typer.Option("--score-on", help="validation, or test as the authors' code does (the result is then not clean)."),
+]
 Validation = Annotated[float, typer.Option("--validation", help="Share of the training rows held out to measure on.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Lines instead of a live table.")]
 
@@ -86,6 +90,7 @@ def coordinator(
     epochs: Epochs = None,
     learning_rate: Rate = None,
     validation: Validation = 0.1,
+    score_on: ScoreOn = "validation",
     codec: CodecOption = "fp16",
     telemetry: TelemetryOption = "off",
     lag_max: LagMax = None,
@@ -121,6 +126,7 @@ def coordinator(
         epochs=epochs,
         learning_rate=learning_rate,
         validation=validation,
+        score_on=score_on,
         codec=codec,
         telemetry=telemetry,
         lag_max=lag_max,
@@ -165,7 +171,15 @@ def coordinator(
             on_record=on_record,
         )
 
-    return lead(runner_of, broker=str(access.address), run_dir=directory, kind="run", as_json=as_json, plain=plain)
+    return lead(
+        runner_of,
+        broker=str(access.address),
+        run_dir=directory,
+        kind="run",
+        as_json=as_json,
+        plain=plain,
+        resume="Run the same command again to go on with it.",
+    )
 
 
 def stop_rules(
@@ -212,6 +226,7 @@ def run_config(
     codec: str,
     telemetry: str,
     validation: float,
+    score_on: str = "validation",
     **others: Any,
 ) -> RunConfig:
     """The run's settings from what a person wrote; the strategy is built once, so a wrong constant shows here.
@@ -228,6 +243,7 @@ def run_config(
         ("sampling", sampling, get_args(Sampling)),
         ("gate-split", gate_split, get_args(GateSplit)),
         ("codec", codec, get_args(Codec)),
+        ("score-on", score_on, get_args(Split)),
         ("telemetry", telemetry, get_args(Telemetry)),
     ):
         if value is not None and value not in allowed:
@@ -246,6 +262,7 @@ def run_config(
         codec=cast("Codec", codec),
         telemetry=cast("Telemetry", telemetry),
         validation_fraction=validation,
+        score_on=cast("Split", score_on),
         **others,
     )
 

@@ -69,7 +69,7 @@ def read(arguments: Sequence[str], root: TyperGroup) -> tuple[dict[str, Any], di
         for command, child in root.commands.items()
     }
     keys = {key for names in options.values() for key in names}
-    tables = {*STRATEGIES, *(Path(name).stem for name in _strategies(arguments, values))}
+    tables = {*STRATEGIES, *(Path(name).stem for name in _strategies(arguments, values) if name)}
     for name, value in values.items():
         if isinstance(value, dict) and name in root.commands:
             raise UsageError(

@@ -24,6 +24,7 @@ def lead(
     kind: str,
     as_json: bool,
     plain: bool,
+    resume: str = "",
     beside: Callable[[CoordinatorRunner], None] = lambda _runner: None,
 ) -> int:
     """Run to the end and print what came of it; the exit code.
@@ -35,6 +36,7 @@ def lead(
         kind: names the JSON envelope's schema.
         as_json: one envelope on stdout, progress on stderr.
         plain: no live table even on a terminal.
+        resume: how a run that was stopped goes on, where it can.
         beside: called once the runner exists, to start what belongs to it.
     """
     from rich.console import Console
@@ -65,9 +67,7 @@ def lead(
             beside(runner)
             summary = runner.run()
     if summary is None:
-        console.print(
-            f"Stopped. Run the same command again to go on with run {manifest.run} ({run_dir}).", markup=False
-        )
+        console.print(f"Stopped run {manifest.run} ({run_dir}).{' ' + resume if resume else ''}", markup=False)
         return caught.exit_code
     summary["broker"] = broker
     write_summary(run_dir / "summary.json", summary)

@@ -151,28 +151,36 @@ def envelope(fleet: str, seen: Seen) -> dict[str, Any]:
 
 def _print(fleet: str, seen: Seen) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
+
+    from hermes_iot.reporting.terminal import clean
 
     console = Console()
     leader, manifest = seen.coordinator, seen.manifest
     if manifest is not None:
-        reason = f" ({manifest.reason})" if manifest.reason else ""
+        reason = f" ({clean(manifest.reason)})" if manifest.reason else ""
         console.print(
-            escape(f"fleet {fleet}: run {manifest.run} {manifest.state}{reason}, task {manifest.task.name}, ")
-            + escape(f"strategy {manifest.strategy.name}")
+            Text(
+                f"fleet {fleet}: run {manifest.run} {manifest.state}{reason}, "
+                f"task {clean(manifest.task.name)}, strategy {clean(manifest.strategy.name)}"
+            )
         )
     if leader is not None:
         accuracy = f", validation accuracy {leader.accuracy:.4f}" if leader.accuracy is not None else ""
         console.print(
-            escape(f"coordinator {leader.state}: model version {leader.model_version}, ")
-            + escape(f"{leader.updates_applied} updates applied{accuracy}")
+            Text(
+                "coordinator offline"  # a last will knows no numbers
+                if leader.state == "offline"
+                else f"coordinator online: model version {leader.model_version}, "
+                f"{leader.updates_applied} updates applied{accuracy}"
+            )
         )
     table = Table(box=None, pad_edge=False)
     for heading in ("device", "state", "rows", "batch", "s/iter", "iterations", "published", "z", "model"):
-        table.add_column(heading, justify="left" if heading in {"device", "state"} else "right")
+        table.add_column(heading, justify="left" if heading in {"device", "state"} else "right", no_wrap=True)
     for name, row in sorted(seen.devices.items()):
-        table.add_row(escape(name), *(escape(cell) for cell in _cells(row)))
+        table.add_row(*(Text(clean(cell)) for cell in (name, *_cells(row))))
     console.print(table)
     if seen.dropped:
         console.print(f"{seen.dropped} messages could not be read")

@@ -22,10 +22,10 @@ from hermes_iot.core.allotment import ShardOf
 from hermes_iot.core.assigner import Assigner
 from hermes_iot.core.effects import Effect, Quit, Record, Send, SendKeyframe
 from hermes_iot.core.member import Member
-from hermes_iot.core.pace import Pace
+from hermes_iot.core.pace import Pace, Stopwatch
 from hermes_iot.core.roster import Roster
 from hermes_iot.core.settings import CoordinatorSettings
-from hermes_iot.core.snapshot import Restored, Snapshot
+from hermes_iot.core.snapshot import Restored
 from hermes_iot.core.stopping import Progress, reason_to_stop
 from hermes_iot.core.summary import summary_of
 from hermes_iot.core.tally import Tally
@@ -36,6 +36,7 @@ from hermes_iot.protocol.messages import (
     DeviceState,
     DeviceStatus,
     Message,
+    Metrics,
     Outcome,
     Request,
     RunManifest,
@@ -70,7 +71,7 @@ class Coordinator:
         self._assigner = Assigner(manifest, settings, self._roster, shard_of)
         self._aggregator = Aggregator(manifest, strategy, initial, score)
         self._status = replace(status, run=manifest.run)
-        self._started_at = now
+        self._watch = Stopwatch(started_at=now, limit_s=settings.rules.max_wall_s)
         self._connected = False
         self._keyframe_version = -1
         self._checkpoint_version = -1
@@ -79,10 +80,12 @@ class Coordinator:
         self._status_pace = Pace(interval_s=settings.status_interval_s, done_at=now)
         self._resize_pace = Pace(interval_s=settings.resize_interval_s, done_at=now)
         self._resize_wanted = False
-        self._linger_until = math.inf
+        self._linger_until = self._farewell_until = math.inf
         self._gone = False
         if restored is not None:
-            self._restore(snapshot.load(restored), now)
+            snapshot.resume(restored, self._aggregator, self._assigner, self._roster)
+            self._checkpoint_version = restored.version
+            self._watch.started_at = now - self.progress.elapsed_s
 
     @property
     def members(self) -> dict[DeviceId, Member]:
@@ -120,6 +123,8 @@ class Coordinator:
         """A (re)connection is up. The coordinator owns all retained state: publish every bit of it again."""
         self._connected = True
         self._tick(now)
+        if self.finished:  # it ended while nobody could be told: the devices' time to answer begins now
+            self._linger_until = now + self.settings.linger_s
         # A run is on disk before any device hears of it: what it is told must not be told otherwise after a crash.
         first = self._checkpoint(now) if self._checkpoint_version < 0 else []
         retained = [Send(message=self.manifest), *self._keyframe(now), *self._assigner.say_all(), self._announce(now)]
@@ -162,8 +167,8 @@ class Coordinator:
         if self._gone:
             return None
         if self.finished:
-            return self._linger_until
-        deadlines: list[float] = []
+            return self._linger_until if self._connected else self._farewell_until
+        deadlines = [] if self._watch.deadline is None else [self._watch.deadline]
         if self._connected:
             deadlines.append(self._status_pace.deadline)
             if self.version != self._keyframe_version:
@@ -172,8 +177,6 @@ class Coordinator:
             deadlines.append(self._checkpoint_pace.deadline)
         if self._resize_wanted:
             deadlines.append(self._resize_pace.deadline)
-        if self.settings.rules.max_wall_s is not None:
-            deadlines.append(self._started_at + self.settings.rules.max_wall_s)
         return min(deadlines, default=None)
 
     def expire(self, *, now: float) -> list[Effect]:
@@ -182,7 +185,8 @@ class Coordinator:
         if self._gone:
             return []
         if self.finished:
-            return self._leave(self.manifest.reason, now) if self._all_said(now) else []
+            over = self._all_said(now) if self._connected else now >= self._farewell_until
+            return self._leave(self.manifest.reason, now) if over else []
         reason = reason_to_stop(self.settings.rules, self.progress)
         if reason is not None:
             return self.finish(reason, now=now)
@@ -204,6 +208,7 @@ class Coordinator:
         self._tick(now)
         self.finished = True
         self._linger_until = now + self.settings.linger_s
+        self._farewell_until = now + self.settings.farewell_s
         self.manifest = replace(self.manifest, state=state, reason=reason)
         return [
             *self._checkpoint(now),
@@ -233,6 +238,8 @@ class Coordinator:
                 if message.want == "model":
                     return [self._reply(member.device, 0, 0)]
                 return self._assigner.ship(member, message, now=now)
+            case Metrics() if message.run == self.manifest.run:
+                return [records.iterated(member.device, message)]
         return []
 
     def _on_status(self, member: Member, status: DeviceStatus, now: float) -> list[Effect]:
@@ -268,8 +275,8 @@ class Coordinator:
         member.handle(*mark)
         ack = self._ack(member, verdict.outcome, verdict.reason)
         if verdict.merged is None:
-            # Only the newest can still be awaited.
-            answer = [self._reply(member.device, *mark)] if mark >= member.handled else []
+            # Only the newest can still be awaited, and after the end none is.
+            answer = [self._reply(member.device, *mark)] if mark >= member.handled and not self.finished else []
             return [ack, *answer, records.dropped(member.device, update, verdict)]
         answers = (
             self._reply(device, *(mark if device == member.device else self.members[device].handled))
@@ -292,9 +299,8 @@ class Coordinator:
         return [self._announce(now), Quit(reason=reason)]
 
     def _tick(self, now: float) -> None:
-        elapsed_s, wall_s = max(0.0, now - self._started_at), self.settings.rules.max_wall_s
-        if wall_s is not None and now >= self._started_at + wall_s:
-            elapsed_s = max(elapsed_s, wall_s)  # by the very sum that is the deadline, so no rounding makes it spin
+        """Time passes, until the run is over."""
+        elapsed_s = self.progress.elapsed_s if self.finished else self._watch.elapsed_s(now=now)
         self._aggregator.progress = replace(self.progress, elapsed_s=elapsed_s, bytes_total=self.tally.tensor_bytes)
 
     # --- what is said and kept ------------------------------------------------------------------------------------
@@ -330,23 +336,4 @@ class Coordinator:
     def _checkpoint(self, now: float) -> list[Effect]:
         self._checkpoint_version = self.version
         self._checkpoint_pace.done_at = now
-        kept = Snapshot(
-            version=self.version,
-            model=self.model,
-            strategy=self._aggregator.dump(),
-            tally=self.tally,
-            progress=self.progress,
-            cursor=self._assigner.allotment.cursor,
-            shards=self._assigner.allotment.shards(),
-            members=tuple(self._roster),
-        )
-        return [snapshot.dump(kept)]
-
-    def _restore(self, kept: Snapshot, now: float) -> None:
-        self._aggregator.restore(
-            version=kept.version, model=kept.model, strategy=kept.strategy, tally=kept.tally, progress=kept.progress
-        )
-        self._checkpoint_version = kept.version
-        self._started_at = now - kept.progress.elapsed_s
-        self._roster.members.update({member.device: member for member in kept.members})
-        self._assigner.restore(kept.cursor, kept.shards)
+        return [snapshot.dump(snapshot.taken(self._aggregator, self._assigner, self._roster))]

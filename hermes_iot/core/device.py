@@ -23,7 +23,7 @@ from hermes_iot.core.learner import Learner
 from hermes_iot.core.participation import Participation
 from hermes_iot.core.reported import Traffic
 from hermes_iot.core.settings import DeviceSettings
-from hermes_iot.domain import DeviceId, Trained
+from hermes_iot.domain import DeviceId, ModelSignature, TensorSpec, Trained
 from hermes_iot.errors import Incompatible, ProtocolError
 from hermes_iot.protocol.limits import INTEGER_MAX
 from hermes_iot.protocol.messages import (
@@ -216,6 +216,7 @@ class Device:
             effects += self.part.forget_keyframe()
             self._traffic = Traffic()
         running = manifest.state == "running"
+        _check_layout(manifest)
         learner = Learner(manifest, self._strategy_of(manifest.strategy), self.device) if running else None
         self.part = Participation(self._board, manifest, learner, self._traffic)
         if not running:
@@ -251,7 +252,14 @@ class Device:
         self._board.memory = replace(self.memory, session=ack.session + 1, seq=0)
         self._board.birth = replace(self._board.birth, session=self.memory.session)
         self.part.outbox.clear()
+        self._recount()
         return [self.memory, Rebirth()]
+
+    def _recount(self) -> None:
+        """Counters are of a session: under a new one the old ones would be added a second time."""
+        self._traffic.dropped = self._traffic.bytes_up = self._traffic.bytes_down = 0
+        if self.part is not None and self.part.learner is not None:
+            self.part.learner.recount()
 
     def _on_command(self, command: Command, now: float) -> list[Effect]:
         done: list[Effect] = []
@@ -277,3 +285,11 @@ class Device:
         if self.part is None:
             return effects
         return [*effects, *self.part.proceed(now=now), *self.part.refresh(now=now)]
+
+
+def _check_layout(manifest: RunManifest) -> None:
+    """A manifest's three words on the model must agree: its length decides how much an update may hold."""
+    model = manifest.model
+    signature = ModelSignature(tensors=tuple(TensorSpec(name=name, shape=shape) for name, shape in model.tensors))
+    if (signature.sha256, signature.parameters) != (model.sha256, model.parameters):
+        raise ProtocolError("model_mismatch", "the manifest's model contradicts itself")

@@ -100,6 +100,10 @@ class Learner:
             slice_key=(manifest.seed, self._who),
         )
 
+    def recount(self) -> None:
+        """Begin the counters anew."""
+        self.iterations = self.published = self.mini_batches = self.diverged = 0
+
     def take(self, result: Trained, seconds: float) -> Decision:
         """Count one iteration, ask the gate, and make what is to be pushed."""
         # The first iteration of a process pays for lazy initialisation and says nothing about the board's speed.

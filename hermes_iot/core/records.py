@@ -8,7 +8,7 @@ from hermes_iot.core.intake import Verdict
 from hermes_iot.core.member import Member
 from hermes_iot.core.tally import Tally
 from hermes_iot.domain import DeviceId
-from hermes_iot.protocol.messages import Allocation, DeviceState, DeviceStatus, Update
+from hermes_iot.protocol.messages import Allocation, DeviceState, DeviceStatus, Metrics, Update
 
 
 def joined(status: DeviceStatus, device: DeviceId) -> Record:
@@ -36,6 +36,23 @@ def allocated(allocation: Allocation) -> Record:
         "reason": allocation.reason,
     }
     return Record(event="allocation", fields=fields)
+
+
+def iterated(device: DeviceId, metrics: Metrics) -> Record:
+    """One local iteration, where the run asks for telemetry."""
+    fields = {
+        "device": device,
+        "session": metrics.session,
+        "iteration": metrics.iteration,
+        "seconds": metrics.seconds,
+        "samples": metrics.samples,
+        "batch": metrics.batch,
+        "loss": metrics.loss,
+        "z": metrics.z,
+        "threshold": metrics.threshold,
+        "published": metrics.published,
+    }
+    return Record(event="iteration", fields=fields)
 
 
 def reported(member: Member, state: DeviceState) -> Record:

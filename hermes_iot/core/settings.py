@@ -37,6 +37,7 @@ class CoordinatorSettings:
         keyframe_interval_s, checkpoint_interval_s, status_interval_s, resize_interval_s: at most this often.
         measure_patience_s: a device that reports no time for so long no longer holds up the others' sizes.
         linger_s: after the end, how long to wait for the devices' last counters.
+        farewell_s: after the end, how long to wait for a broker that is away: until it is told, devices train on.
         devices_max: more devices than this are not let in.
     """
 
@@ -49,4 +50,5 @@ class CoordinatorSettings:
     resize_interval_s: float = 1.0
     measure_patience_s: float = 300.0
     linger_s: float = 5.0
+    farewell_s: float = 600.0
     devices_max: int = 100_000

@@ -1,4 +1,4 @@
-"""A run as a checkpoint keeps it: what is written down, and how it is read again.
+"""A run as a checkpoint keeps it: what is written down, how it is read again, and where each piece belongs.
 
 Two files hold a run between two processes: the checkpoint (model, strategy, what was handled) and the registry
 (allocations, which change without the model). A device's counters are in the checkpoint because devices only report
@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from hermes_iot.algorithms.strategies.base import StateDump
+from hermes_iot.core.aggregator import Aggregator
+from hermes_iot.core.assigner import Assigner
 from hermes_iot.core.effects import Checkpoint
 from hermes_iot.core.member import Member
+from hermes_iot.core.roster import Roster
 from hermes_iot.core.stopping import Progress
 from hermes_iot.core.tally import Tally
 from hermes_iot.domain import DeviceId, Params, Ranges
+from hermes_iot.errors import StorageError
 from hermes_iot.protocol.messages import Allocation
 
 _MODEL: Final = "model"
@@ -50,6 +54,45 @@ class Snapshot:
     cursor: int
     shards: Mapping[str, Ranges]
     members: tuple[Member, ...]
+
+
+def taken(aggregator: Aggregator, assigner: Assigner, roster: Roster) -> Snapshot:
+    """The run as it stands."""
+    return Snapshot(
+        version=aggregator.model.version,
+        model=aggregator.model.vector,
+        strategy=aggregator.dump(),
+        tally=aggregator.tally,
+        progress=aggregator.progress,
+        cursor=assigner.allotment.cursor,
+        shards=assigner.allotment.shards(),
+        members=tuple(roster),
+    )
+
+
+def resume(restored: Restored, aggregator: Aggregator, assigner: Assigner, roster: Roster) -> None:
+    """The run as it stood.
+
+    Raises:
+        StorageError: another version, or another strategy, wrote it.
+    """
+    try:
+        snapshot = load(restored)
+        aggregator.restore(
+            version=snapshot.version,
+            model=snapshot.model,
+            strategy=snapshot.strategy,
+            tally=snapshot.tally,
+            progress=snapshot.progress,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise StorageError(
+            "the run's checkpoint cannot be read",
+            why=f"it is intact, but not as this version and strategy write it ({error!r:.200})",
+            mend="Go on with the software that wrote it, or begin another run",
+        ) from error
+    roster.members.update({member.device: member for member in snapshot.members})
+    assigner.restore(snapshot.cursor, snapshot.shards)
 
 
 def dump(snapshot: Snapshot) -> Checkpoint:

@@ -110,7 +110,9 @@ def _outcome(summary: Mapping[str, Any]) -> list[RenderableType]:
         _row(table, "final loss", Text(f"{format_loss(summary['loss'])} on the test rows", style="bold"))
     else:
         _row(table, "final accuracy", _bold(format_share(summary["accuracy"]), f" on the test rows, {loss}"))
-    if validation is not None:
+    if summary.get("scored_on") == "test":
+        _row(table, "", "the test rows steered this run (--score-on test): not a clean result")
+    elif validation is not None:
         _row(table, "validation accuracy", f"{format_share(validation)}, model version {version}")
     else:
         _row(table, "model version", str(version))

@@ -4,7 +4,8 @@ The broker lets the newest connection win, so two such processes push each other
 before 2.0.15 does not (its issue 2607): there both only see lost connections. So a device listens to its own
 ``status`` too: once its own birth has come back, a birth that is not its own proves that somebody else lives under the
 id. (Before that it may be this board's earlier life, whose will is still to come, with a state directory that was
-lost since.) The one who has served for a while is in the right; the younger one gives way.
+lost since.) A session that must be raised twice in one life proves the same: after the first time only somebody else
+can have said more. The one who has once served undisturbed for a while is in the right; the younger one gives way.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from hermes_iot.protocol.messages import DeviceStatus
 
 log = logging.getLogger(__name__)
 
-#: A process that was connected for so long, in all, is the incumbent of its id; a younger one gives way.
+#: A process that was once connected for so long at a stretch is the incumbent of its id; a younger one gives way. (Not
+#: in all: two who push each other out every second would both get there.)
 INCUMBENT_AFTER_S = 10.0
 RETAKE_AFTER_S: Final = 2.0
 _SHOWN_CHARACTERS_MAX: Final = 64
@@ -36,6 +38,7 @@ class Claim:
         self._fleet = fleet
         self._instance = instance
         self._served_s = 0.0
+        self._reborn = False
         self._since: float | None = None
         self._told = False
 
@@ -55,9 +58,15 @@ class Claim:
             self._defend(now, host="")
             self.retake_at = now + RETAKE_AFTER_S
 
-    def reborn(self) -> None:
-        """Our session has changed: its birth has still to come back."""
-        self._told = False
+    def reborn(self, *, now: float) -> None:
+        """Our session has changed: its birth has still to come back.
+
+        Raises:
+            IdConflict: it has changed before, so another process lives under the id, and it is not ours.
+        """
+        if self._reborn:
+            self._defend(now, host="")
+        self._told, self._reborn = False, True
 
     def heard(self, status: DeviceStatus, *, session: int, now: float) -> None:
         """A word on our own ``status``.
@@ -73,7 +82,7 @@ class Claim:
             self._defend(now, host=status.host)
 
     def _defend(self, now: float, *, host: str) -> None:
-        served_s = self._served_s + (now - self._since if self._since is not None else 0.0)
+        served_s = max(self._served_s, now - self._since if self._since is not None else 0.0)
         if served_s < INCUMBENT_AFTER_S:
             where = f"on host {host[:_SHOWN_CHARACTERS_MAX]!r} " if host else ""
             raise IdConflict(
@@ -85,5 +94,5 @@ class Claim:
 
     def _pause(self, now: float) -> None:
         if self._since is not None:
-            self._served_s += now - self._since
+            self._served_s = max(self._served_s, now - self._since)
             self._since = None

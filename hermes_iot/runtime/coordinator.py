@@ -119,7 +119,7 @@ class CoordinatorRunner:
             ),
             strategy=strategy,
             initial=self.bench.trainer.initial(config.seed),
-            score=lambda params: self.bench.trainer.score(params, "validation"),
+            score=lambda params: self.bench.trainer.score(params, config.score_on),
             settings=replace(
                 settings,
                 rules=config.rules,
@@ -307,31 +307,24 @@ class CoordinatorRunner:
         self.finished = self.machine.finished
         log.info("end run=%s reason=%s", self.run_id, reason)
         self._settle(self._clock())
-        if self.finished:
-            self._say_offline()
         self.link.transport.flush(timeout_s=_FLUSH_S)
         if error is not None:
             raise error
-
-    def _say_offline(self) -> None:
-        """The will is not published by whoever leaves in good order."""
-        for effect in self.machine.stop(now=self._clock()):
-            if isinstance(effect, Send):
-                self._send(effect)
 
     def _give_up(self, error: BaseException) -> None:
         """What ends us must not cost what was learnt since the last checkpoint, nor let devices wait for answers."""
         if self._link is None:
             return
-        if isinstance(error, HermesError) and not isinstance(error, StorageError):
-            with contextlib.suppress(HermesError):
-                for effect in self.machine.stop(now=self._clock()):
-                    if isinstance(effect, Checkpoint):
-                        self.run_dir.save(self.run_id, effect)
-        if not isinstance(error, IdConflict):  # then the fleet is another's, and so is the word
-            with contextlib.suppress(HermesError):
-                self._say_offline()
-                self._link.transport.flush(timeout_s=_GOODBYE_S)
+        # A bug may have left the machine half-way, and a disk that is full stays so.
+        sound = isinstance(error, HermesError) and not isinstance(error, StorageError)
+        ours = not isinstance(error, IdConflict)  # else the fleet is another's, and so is the last word
+        with contextlib.suppress(HermesError):
+            for effect in self.machine.stop(now=self._clock()):
+                if isinstance(effect, Checkpoint) and sound:
+                    self.run_dir.save(self.run_id, effect)
+                elif isinstance(effect, Send) and ours:
+                    self._send(effect)
+            self._link.transport.flush(timeout_s=_GOODBYE_S)
 
     def conclude(self) -> dict[str, Any]:
         """Measure on the test rows, write the model, record the end; the run's summary."""
@@ -344,6 +337,7 @@ class CoordinatorRunner:
             "strategy": machine.manifest.strategy.name,
             "seed": machine.manifest.seed,
             "reason": machine.manifest.reason,
+            "scored_on": self.config.score_on,
             **machine.summary(test),
             "run_dir": str(self.run_dir.path),
             "software": __version__,

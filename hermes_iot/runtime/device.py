@@ -197,8 +197,7 @@ class DeviceRunner:
         return self.reason
 
     def stop(self, reason: str = "stopped") -> None:
-        """From a signal or another thread: leave in good order."""
-        self._workshop.leave()
+        """From a signal or another thread: leave in good order. Only posts: a handler must not wait for a lock."""
         self.inbox.post(_Stop(reason))
 
     def close(self) -> None:
@@ -257,7 +256,8 @@ class DeviceRunner:
             case Failed():
                 self._failed(event.error, now)
             case _Stop():
-                self._perform(self.machine.stop(event.reason, now=now))
+                self._workshop.leave()
+                self._perform(self.machine.stop(event.reason[:_REASON_CHARACTERS_MAX], now=now))
 
     def _deliver(self, delivery: Delivery, now: float) -> None:
         self.machine.carried(down=len(delivery.payload))
@@ -353,7 +353,7 @@ class DeviceRunner:
     def _be_reborn(self) -> None:
         """The will names the session, and a will can only be changed by connecting anew."""
         log.warning("session raised to %d: this device was known before", self.machine.memory.session)
-        self._claim.reborn()
+        self._claim.reborn(now=self._clock())
         self.link.transport.close()
         self.link.disconnected()
         self._dial()

@@ -24,7 +24,7 @@ from hermes_iot.protocol import codec
 from hermes_iot.protocol.limits import Limits
 from hermes_iot.protocol.messages import Command, CoordinatorStatus, ModelHead
 from hermes_iot.protocol.topics import Topics
-from hermes_iot.transport.base import Delivery, Transport, Will
+from hermes_iot.transport.base import Delivery, Refused, Transport, Will
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +177,8 @@ def _deliveries(events: queue.SimpleQueue[object], wait_s: float) -> Iterator[De
             return
         if isinstance(event, Delivery):
             yield event
+        elif isinstance(event, Refused):
+            return  # what is refused does not come
 
 
 def _decoded(topic: str, payload: bytes, kind: type[T]) -> T | None:

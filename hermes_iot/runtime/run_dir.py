@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -27,6 +28,8 @@ from hermes_iot.storage.atomic import make_directory
 from hermes_iot.storage.checkpoints import CheckpointStore, export_model
 from hermes_iot.storage.registry import Registry, plain
 
+log = logging.getLogger(__name__)
+
 #: Of an allocation, what the registry has no column for. Without them a device that fetches its rows ahead would
 #: find itself on a shard that the resumed run knows nothing of.
 _ALLOCATION_EXTRA: Final = ("shard_bytes", "next_shard", "next_shard_bytes", "reason")
@@ -41,10 +44,11 @@ def unfinished(base: Path, fleet: str, task: str, strategy: str) -> Path | None:
                 found += [
                     (run["created_at"], path.parent)
                     for run in registry.unfinished(fleet)
-                    if run["task"] == task and run["strategy"] == strategy
+                    if (Path(run["task"]).name, Path(run["strategy"]).name) == (Path(task).name, Path(strategy).name)
                 ]
-        except HermesError:
-            continue  # somebody else's damaged run does not keep this one from starting
+        except HermesError as error:
+            # Somebody else's damaged run does not keep this one from starting, but it may have been this one's.
+            log.warning("skipped %s: %s", path.parent, error)
     return max(found)[1] if found else None
 
 

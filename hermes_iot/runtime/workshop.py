@@ -74,7 +74,9 @@ class Workshop:
 
     def train(self, job: TrainJob) -> None:
         """Run one iteration; `Result` comes back."""
-        self._worker.submit(lambda: self._train(job))
+        trainer = self._trainer
+        assert trainer is not None  # noqa: S101 - the machine trains only after it was prepared
+        self._worker.submit(lambda: self._train(trainer, job))
 
     def has(self, sha256: str) -> bool:
         """Whether a shard is at hand, undamaged."""
@@ -91,7 +93,7 @@ class Workshop:
             self._cache.put(sha256, body)
 
     def leave(self) -> None:
-        """From any thread, a signal handler included: idle no longer."""
+        """Idle no longer."""
         self._leaving.set()
 
     def close(self) -> None:
@@ -99,10 +101,9 @@ class Workshop:
         self.leave()
         self._worker.close()
 
-    def _train(self, job: TrainJob) -> Result:
-        assert self._trainer is not None  # noqa: S101 - the machine trains only after it was prepared
+    def _train(self, trainer: Trainer, job: TrainJob) -> Result:
         begun = self._clock()
-        result = self._trainer.train(job)
+        result = trainer.train(job)
         seconds = self._clock() - begun
         if self._slowdown > 1:
             self._leaving.wait((self._slowdown - 1) * seconds)

@@ -14,7 +14,7 @@ from hermes_iot.algorithms.strategies.hermes import Hermes, HermesConfig
 from hermes_iot.core.coordinator import Coordinator, CoordinatorSettings
 from hermes_iot.core.device import Device, DeviceSettings
 from hermes_iot.core.effects import Effect, Record, Send, StoreMemory
-from hermes_iot.domain import DeviceId, RunId, Score, Trained
+from hermes_iot.domain import DeviceId, ModelSignature, RunId, Score, TensorSpec, Trained
 from hermes_iot.protocol.messages import (
     Ack,
     Allocation,
@@ -38,7 +38,7 @@ M = TypeVar("M")
 E = TypeVar("E")
 
 PARAMETERS = 4
-LAYOUT = "1f" * 32
+LAYOUT = ModelSignature(tensors=(TensorSpec(name="w", shape=(PARAMETERS,)),)).sha256
 NOBODY = DeviceId("")
 ME = DeviceId("d1")
 #: A gate that fires at every iteration, and one that never does.

@@ -15,6 +15,7 @@ from hermes_iot.core.coordinator import Restored
 from hermes_iot.core.effects import Checkpoint, Quit, SendKeyframe
 from hermes_iot.core.stopping import StopRules
 from hermes_iot.domain import Score, Sizing
+from hermes_iot.errors import StorageError
 from hermes_iot.protocol.messages import (
     Ack,
     Allocation,
@@ -28,6 +29,7 @@ from hermes_iot.protocol.messages import (
 )
 from tests.core.hand import (
     ALWAYS,
+    ME,
     Desk,
     birth,
     body,
@@ -567,6 +569,15 @@ def test_it_lingers_no_longer_than_told():
     assert of(desk.wait(0.2), Quit)
 
 
+def test_lingering_is_no_part_of_the_runs_wall_time():
+    desk = Desk(rules=StopRules(max_pushes=1), linger_s=5.0).up()
+    desk.hear(birth())
+    desk.wait(3.0)
+    desk.hear(update())
+    assert of(desk.wait(10.0), Quit)
+    assert desk.machine.summary(Score(loss=1.0, accuracy=None))["wall_s"] == 3.0
+
+
 def test_a_device_that_leaves_is_not_waited_for():
     desk = Desk(rules=StopRules(max_pushes=1), linger_s=5.0).up()
     desk.hear(birth())
@@ -650,13 +661,21 @@ def test_a_checkpoint_of_an_older_version_without_counters_is_read():
     assert desk.machine.members["d1"].totals().iterations == 0
 
 
+@pytest.mark.parametrize("changed", [{"strategy": {}}, {"tally": {"nonsense": 1}}, {"members": {"d1": {}}}])
+def test_a_checkpoint_that_others_wrote_is_refused_in_one_line(changed):
+    before, effects = used()
+    restored = restored_from(before, effects)
+    with pytest.raises(StorageError, match=r"cannot be read.*Go on with the software that wrote it"):
+        Desk(restored=replace(restored, scalars={**restored.scalars, **changed}))
+
+
 def test_a_run_restored_on_its_target_ends_at_once():
     # Nobody would push any more: the devices have heard that the run is over.
     desk = Desk(rules=StopRules(target_accuracy=0.9)).up()
     desk.hear(birth())
     effects = desk.hear(update(value=3.0))
     assert desk.machine.finished
-    again = Desk(rules=StopRules(target_accuracy=0.9), restored=restored_from(desk, effects))
+    again = Desk(rules=StopRules(target_accuracy=0.9), restored=restored_from(desk, effects)).up()
     assert of(again.machine.expire(now=again.now), Quit)
 
 
@@ -752,6 +771,14 @@ def test_a_device_on_its_next_shard_is_told_the_one_after_it():
     assert not sent(desk.hear(state(shard=one.next_shard)), Allocation)  # the same report again
 
 
+def test_a_late_report_of_an_earlier_allocation_moves_nobody_on():
+    desk, one = shipping(samples=50)  # two shards make the set: the next one's next is this one
+    desk.hear(state(shard=one.shard))
+    (two,) = sent(desk.hear(state(shard=one.next_shard)), Allocation)
+    assert two.next_shard == one.shard
+    assert not sent(desk.hear(state(shard=one.shard)), Allocation)
+
+
 def test_a_shard_two_devices_were_given_is_known_until_neither_is():
     desk, one = shipping(samples=50)  # two shards make the set
     (other,) = sent(desk.hear(birth(), "d2"), Allocation)
@@ -782,3 +809,36 @@ def test_shards_that_nobody_is_given_any_more_are_forgotten():
     for _ in range(50):
         (present,) = sent(desk.hear(state(allocation_version=present.version, shard=present.next_shard)), Allocation)
     assert len(desk.machine._assigner.allotment.shards()) == 2
+
+
+# --- the end while the broker is away ---------------------------------------------------------------------------------
+
+
+def test_a_run_that_ends_while_the_broker_is_away_waits_to_tell_the_devices():
+    desk = Desk(rules=StopRules(max_wall_s=10.0), linger_s=5.0, farewell_s=100.0).up()
+    desk.hear(birth())
+    desk.machine.disconnected()
+    assert not of(desk.wait(50.0), Quit)
+    effects = desk.machine.connected(now=desk.now)
+    (told,) = sent(effects, RunManifest)
+    assert told.state == "finished"
+    assert of(desk.wait(5.0), Quit)
+    assert desk.machine.progress.elapsed_s == pytest.approx(10.0), "waiting is no part of the run"
+
+
+def test_a_broker_that_never_comes_back_is_not_waited_for_for_ever():
+    desk = Desk(rules=StopRules(max_wall_s=10.0), farewell_s=100.0).up()
+    desk.hear(birth())
+    desk.machine.disconnected()
+    assert not of(desk.wait(105.0), Quit)
+    assert of(desk.wait(6.0), Quit)
+
+
+def test_telemetry_of_a_run_is_recorded_and_that_of_another_is_not():
+    desk = Desk().up()
+    desk.hear(birth())
+    values = {"session": 1, "iteration": 4, "seconds": 0.5, "samples": 20, "batch": 5, "mini_batches": 4}
+    values |= {"loss": 0.25, "z": -1.5, "threshold": -1.3, "published": True}
+    (line,) = recorded(desk.hear(Metrics(run="run-a", **values)), "iteration")
+    assert (line["device"], line["iteration"], line["z"], line["published"]) == (ME, 4, -1.5, True)
+    assert not recorded(desk.hear(Metrics(run="run-z", **values)), "iteration")

@@ -23,7 +23,7 @@ from hermes_iot.core.effects import (
     Train,
 )
 from hermes_iot.errors import Incompatible, ProtocolError
-from hermes_iot.protocol.messages import DeviceState, DeviceStatus, Metrics, Request, Response, Shard, Update
+from hermes_iot.protocol.messages import Ack, DeviceState, DeviceStatus, Metrics, Request, Response, Shard, Update
 from tests.core.hand import (
     NEVER,
     Board,
@@ -774,3 +774,26 @@ def test_the_shelf_remembers_no_more_shards_than_its_allocations_name():
         board.trained()
     shelf = board.machine.part._shelf
     assert len(shelf._held | shelf._sought) <= 3
+
+
+@pytest.mark.parametrize("changes", [{"parameters": 3}, {"sha256": "5c" * 32}, {"tensors": (("w", (2, 3)),)}])
+def test_a_manifest_whose_model_contradicts_itself_is_refused(changes):
+    board = Board()
+    board.machine.connected(now=board.now)
+    wrong = replace(manifest(), model=replace(manifest().model, **changes))
+    with pytest.raises(ProtocolError) as caught:
+        board.tell(wrong)
+    assert caught.value.reason == "model_mismatch"
+    assert board.machine.phase == "starting"
+    assert board.tell(manifest()), "a right one is still welcome"
+
+
+def test_counters_begin_anew_with_a_raised_session():
+    """They are of a session: the coordinator adds sessions up."""
+    board = Board().at_work()
+    board.machine.carried(up=100, down=200)
+    board.trained()
+    effects = board.tell(Ack(run="run-a", session=9, seq=3, outcome="applied"))
+    assert of(effects, Rebirth)
+    states = sent(board.machine.connected(now=board.now), DeviceState)
+    assert [(one.session, one.iterations, one.published, one.bytes_up) for one in states] == [(10, 0, 0, 0)]

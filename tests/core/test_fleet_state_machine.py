@@ -280,7 +280,7 @@ class FleetMachine(RuleBasedStateMachine):
 FleetMachine.TestCase.settings = settings(
     derandomize=True,
     deadline=None,
-    max_examples=40,
+    max_examples=100,
     stateful_step_count=25,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

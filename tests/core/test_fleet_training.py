@@ -40,7 +40,7 @@ def shards_sent(made: Fleet, name: str) -> int:
 )
 def test_the_fleet_learns_with_few_updates(mode, sampling):
     made = fleet(manifest(data_mode=mode, sampling=sampling), strategy=Hermes(HermesConfig()))
-    made.run(40.0)
+    made.run(25.0)
     machine = made.leader.machine
     score = toy().score(machine.model, "test")
     assert score.accuracy >= 0.82  # one device with all the data reaches 0.85
@@ -75,16 +75,16 @@ def test_nobody_is_re_sized_while_somebody_there_was_not_measured():
     made.lead()
     for name, speed in DEMO.items():
         made.join(name, speed=speed)
-    made.join("slower", speed=4.0)  # half a minute for an iteration, and the first one does not count
-    made.run(25.0)
+    made.join("slower", speed=3.0)  # 22 s for an iteration, and the first one does not count
+    made.run(20.0)
     assert all(one["version"] == 1 for one in made.events("allocation"))
-    made.run(60.0)
+    made.run(35.0)
     assert {one["device"] for one in made.events("allocation") if one["version"] > 1} == {"slower"}
 
 
 def test_a_size_reaches_its_end_and_stays_there():
     made = fleet(manifest())
-    made.run(120.0)
+    made.run(45.0)
     assert max(member.allocation.version for member in made.leader.machine.members.values()) <= 3
 
 
@@ -277,8 +277,8 @@ def test_target_accuracy_ends_a_run_that_learns():
 
 def test_without_a_forced_push_the_papers_gate_falls_silent_on_kept_rows():
     made = fleet(manifest(sampling="kept"), strategy=Hermes(HermesConfig(gate=GateConfig(max_age=None))))
-    made.run(40.0)
+    made.run(20.0)
     silent = made.leader.machine.tally.applied
     forced = fleet(manifest(sampling="kept"), strategy=Hermes(HermesConfig(gate=GateConfig(max_age=10))))
-    forced.run(40.0)
+    forced.run(20.0)
     assert forced.leader.machine.tally.applied > silent

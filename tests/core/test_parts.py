@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hermes_iot.core.leader import Leader
 from hermes_iot.core.member import Member, Totals
 from hermes_iot.core.outbox import Outbox
-from hermes_iot.core.pace import Pace
+from hermes_iot.core.pace import Pace, Stopwatch
 from hermes_iot.core.retry import Retry
 from hermes_iot.core.shelf import Shelf
 from hermes_iot.core.sizing import fitted
@@ -36,6 +36,14 @@ def test_a_pace_is_due_at_its_deadline_and_not_right_after_it_was_done(start, pa
     assert pace.due(now=due)
     pace.done_at = due
     assert pace.deadline > due
+
+
+@given(times, pauses)
+def test_a_stopwatch_has_reached_its_limit_at_its_deadline(start, limit):
+    watch = Stopwatch(started_at=start, limit_s=limit)
+    assert watch.elapsed_s(now=watch.deadline) >= limit
+    assert watch.elapsed_s(now=start) == watch.elapsed_s(now=start - 1.0) == 0.0
+    assert Stopwatch(started_at=start, limit_s=None).deadline is None
 
 
 @given(times, pauses, pauses, st.integers(1, 20))

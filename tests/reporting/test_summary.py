@@ -202,3 +202,8 @@ def test_the_file_holds_the_same_keys(run, tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["summary.json"]
     with pytest.raises(StorageError):
         write_summary(tmp_path / "nowhere" / "summary.json", run.summary)
+
+
+def test_a_run_steered_by_its_test_rows_says_so(run):
+    assert "not a clean result" not in printed(run.summary)
+    assert "not a clean result" in squeezed(printed({**run.summary, "scored_on": "test"}))

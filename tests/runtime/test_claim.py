@@ -60,7 +60,7 @@ def test_a_late_will_is_no_living_process(mine):
 
 def test_a_raised_session_waits_for_its_own_birth_again(mine):
     told(mine)
-    mine.reborn()
+    mine.reborn(now=0.0)
     mine.heard(birth("mine", session=1), session=5, now=0.0)
     mine.heard(birth("mine", session=5), session=5, now=0.0)
     with pytest.raises(IdConflict):
@@ -77,14 +77,33 @@ def test_the_incumbent_takes_its_id_back_after_a_while(mine):
     assert mine.retake_at == OLD + claim.RETAKE_AFTER_S
 
 
-def test_service_adds_up_over_connections(mine):
-    half = 0.6 * claim.INCUMBENT_AFTER_S
-    mine.disconnected(taken_over=False, now=half)
+def test_short_connections_never_add_up_to_an_incumbent(mine):
+    """Two who push each other out every second would otherwise both become one."""
+    for second in range(0, 60, 2):
+        mine.connected(now=float(second))
+        mine.disconnected(taken_over=False, now=second + 1.0)
+    mine.connected(now=60.0)
+    told(mine, now=60.0)
+    with pytest.raises(IdConflict):
+        mine.heard(birth("theirs"), session=1, now=61.0)
+
+
+def test_an_incumbent_stays_one_over_later_interruptions(mine):
+    mine.disconnected(taken_over=False, now=OLD)
     mine.connected(now=1000.0)
     told(mine, now=1000.0)
-    with pytest.raises(IdConflict):
-        mine.heard(birth("theirs"), session=1, now=1000.0 + 0.1 * half)
-    mine.heard(birth("theirs"), session=1, now=1000.0 + half)
+    mine.heard(birth("theirs"), session=1, now=1001.0)
+
+
+def test_a_session_raised_twice_proves_a_twin(mine):
+    mine.reborn(now=1.0)
+    with pytest.raises(IdConflict, match="pi-01"):
+        mine.reborn(now=2.0)
+
+
+def test_an_incumbent_raises_its_session_as_often_as_it_must(mine):
+    for second in range(3):
+        mine.reborn(now=OLD + second)
 
 
 def test_a_connection_that_comes_without_the_last_one_having_gone_is_counted_too(mine):

@@ -318,12 +318,18 @@ def test_a_smaller_model_of_the_next_run_leaves_no_chunk_of_the_last_one(broker,
 # --- two of them ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["memory", pytest.param("mosquitto", marks=pytest.mark.mosquitto)])
+REAL = [pytest.param(expiry_s, marks=pytest.mark.mosquitto, id=f"mosquitto-{expiry_s}") for expiry_s in (0, 3600)]
+
+
+@pytest.fixture(params=["memory", *REAL])
 def connect(request, broker):
-    """Mosquitto 2.0.11 does not tell a client that it was taken over; the in-memory broker does, as newer ones do."""
+    """Mosquitto 2.0.11 does not tell a client that it was taken over; the in-memory broker does, as newer ones do.
+
+    With a session that outlives the connection, as the command has it, the two share what the broker queues.
+    """
     if request.param == "memory":
         return in_memory(broker)
-    return over_mqtt(request.getfixturevalue("mosquitto"))
+    return over_mqtt(request.getfixturevalue("mosquitto"), session_expiry_s=request.param)
 
 
 QUICK = CoordinatorSettings(status_interval_s=0.1, linger_s=2.0)

@@ -81,6 +81,15 @@ def test_a_device_that_is_stopped_says_so_and_gives_its_reason(broker, connect, 
     fleet.wait("left", device="pi-01", reason="moved to the attic")
 
 
+def test_a_long_reason_is_cut_rather_than_refused_by_everybody(broker, connect, fleet, tmp_path):
+    with running(toy_device(connect, tmp_path, "pi-01")) as one:
+        fleet.wait("joined")
+        one.runner.stop("x" * 5000)
+        one.wait()
+    assert status(broker).reason.startswith("xxx")
+    fleet.wait("left", device="pi-01")
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -5,11 +5,12 @@ model and go on from there. Coordinator: the first push becomes the global model
 inverse loss, both losses measured here on held-out rows, never claimed by a device. Devices whose iteration time is
 an outlier get another dataset size (`allocation`).
 
-Where the paper and its authors' code leave a choice, the default is the paper's, with three exceptions that are said
+Where the paper and its authors' code leave a choice, the default is the paper's, with four exceptions that are said
 out loud: a push is forced after 10 silent iterations (`gate.max_age`; on shards that a device keeps, the paper's gate
-never fires), scoring happens on a validation split instead of the test set, and what is pushed is the local model.
-The authors push the sum of all gradients since the run began although the worker restarts from the global model at
-every push (``pushed="gradients"``); the sum drifts away from every model that was ever measured.
+never fires), scoring happens on a validation split instead of the test set (``--score-on``), the mini-batch is kept
+unless `allocation.search_batch` says otherwise, and what is pushed is the local model. The authors push the sum of all
+gradients since the run began, although the worker restarts from the global model at every push
+(``pushed="gradients"``): what the coordinator then scores is a model that no device ever had.
 """
 
 from __future__ import annotations

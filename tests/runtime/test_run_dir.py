@@ -1,0 +1,39 @@
+"""Which run the same command goes on with."""
+
+import pytest
+
+from hermes_iot.config import RunConfig
+from hermes_iot.runtime.run_dir import RunDir, unfinished
+
+
+@pytest.fixture
+def runs(tmp_path):
+    def begin(name, *, task="room.py", created_at="2026-01-01T00:00:00+00:00"):
+        run_dir = RunDir(tmp_path / name)
+        run_dir.begin(f"run-{name}", fleet="lab", config=RunConfig(task=task), created_at=created_at)
+        run_dir.close()
+        return tmp_path / name
+
+    return begin
+
+
+def test_a_task_file_is_the_same_from_wherever_it_is_named(runs, tmp_path):
+    mine = runs("a", task="./tasks/room.py")
+    assert unfinished(tmp_path, "lab", "room.py", "hermes") == mine
+    assert unfinished(tmp_path, "lab", "hall.py", "hermes") is None
+    assert unfinished(tmp_path, "attic", "room.py", "hermes") is None
+
+
+def test_the_newest_of_several_goes_on(runs, tmp_path):
+    runs("a", created_at="2026-01-01T00:00:00+00:00")
+    newest = runs("b", created_at="2026-01-03T00:00:00+00:00")
+    runs("c", created_at="2026-01-02T00:00:00+00:00")
+    assert unfinished(tmp_path, "lab", "room.py", "hermes") == newest
+
+
+def test_a_damaged_run_is_passed_over_with_a_word(runs, tmp_path, caplog):
+    whole, broken = runs("a"), runs("b", created_at="2026-02-01T00:00:00+00:00")
+    for path in broken.glob("registry.json*"):
+        path.write_bytes(b"{")
+    assert unfinished(tmp_path, "lab", "room.py", "hermes") == whole
+    assert f"skipped {broken}" in caplog.text
