@@ -152,7 +152,9 @@ def _fetch_one(source: Source, url: str, target: Path, timeout_s: float) -> Path
     if not url.startswith(("https://", "http://")):
         raise _Refused("not an http(s) address")
     request = urllib.request.Request(url, headers={"User-Agent": "hermes-iot"})  # noqa: S310 - http(s) only, see above
-    with urllib.request.urlopen(request, timeout=timeout_s) as response, temporary(target) as file:  # noqa: S310 - same
+    # An opener of its own: the common one remembers the proxies of the process's first download.
+    opener = urllib.request.build_opener()
+    with opener.open(request, timeout=timeout_s) as response, temporary(target) as file:
         _stream(source, response, file, target.name)
     return target
 
