@@ -112,10 +112,12 @@ def test_what_was_refused_reaches_nobody(login):
 
 
 def test_a_device_hears_what_is_for_it_or_for_all_and_nothing_else_whatever_it_subscribes_to(login):
-    mine = [*(LAB.down("pi-01", channel) for channel in DOWN), *ALL]
+    # Of what devices say it hears its own status alone: that is how it notices a second one under its id.
+    mine = [LAB.up("pi-01", "status"), *(LAB.down("pi-01", channel) for channel in DOWN), *ALL]
     others = [
         *(LAB.down("pi-02", channel) for channel in DOWN),
-        *(LAB.up(device, channel) for device in ("pi-01", "pi-02") for channel in UP),
+        *(LAB.up("pi-02", channel) for channel in UP),
+        *(LAB.up("pi-01", channel) for channel in UP if channel != "status"),
         "hermes/v2/lab/all/run",
     ]
     assert heard(login, "pi-01", ("#", "$SYS/#"), [*others, *mine]) == mine
