@@ -32,8 +32,9 @@ Ranges: TypeAlias = tuple[tuple[int, int], ...]
 #: shipped: the coordinator sends the rows.
 DataMode = Literal["indexed", "local", "shipped"]
 
-#: fresh: every iteration draws its samples anew (the paper). kept: a device walks the rows it was allotted.
-Sampling = Literal["fresh", "kept"]
+#: fresh: every iteration draws its samples anew (the paper). kept: an iteration is passes over the rows allotted.
+#: walk: an iteration is a number of mini-batches, the next ones of an endless walk over the rows allotted.
+Sampling = Literal["fresh", "kept", "walk"]
 
 #: fresh: the gate's loss is taken on 15 % of each iteration's draw (the paper). fixed: on one slice kept aside.
 GateSplit = Literal["fresh", "fixed"]
@@ -43,8 +44,9 @@ Split = Literal["validation", "test"]
 #: How much a device says of each iteration: nothing, every tenth, every one.
 Telemetry = Literal["off", "sampled", "full"]
 
-#: How a vector's numbers are written as bytes.
-Codec = Literal["fp32", "fp16"]
+#: How a vector's numbers are written as bytes. int8, int4: blocks with one scale each. topk5, topk10: the largest 5 or
+#: 10 % of the entries, the rest counts as 0.
+Codec = Literal["fp32", "fp16", "int8", "int4", "topk5", "topk10"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,44 @@ class ModelSignature:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A paired test at the end of an iteration: two models on the same rows, the next ones of the walk.
+
+    With w the iteration's result, the models are `base` and ``base + weight * (w - origin)``: about the model the
+    fleet would have if the update were merged at this weight. Nobody has trained on the rows in this iteration; they
+    are trained on in the next one, so nothing is held back.
+
+    Attributes:
+        base: the fleet's model as this device knows it, shape (P,).
+        origin: where the displacement that would be sent begins, shape (P,); usually `base` itself.
+        weight: of the displacement in the merge, above 0.
+        rows: m, how many rows are wanted.
+        since: None, or the position of the walk (see `TrainJob.walked`) from which on rows count as trained on and
+            are left out of the test: a true held-out test while such rows last.
+    """
+
+    base: Params
+    origin: Params
+    weight: float
+    rows: int
+    since: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gain:
+    """What a `Probe` found: d_j = loss_j(base) - loss_j(base + weight * (w - origin)) over its rows.
+
+    Attributes:
+        mean, std: of the d_j; `std` is the population's.
+        rows: m, how many there were; fewer than asked for where the walk had no more.
+    """
+
+    mean: float
+    std: float
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainJob:
     """One local iteration, complete: the same job on the same data gives the same result, bit for bit.
 
@@ -93,7 +133,12 @@ class TrainJob:
         rows: positions allotted to this device; empty = every row it can see.
         shard: hex digest of a shipped shard, or "" when the device holds the data itself.
         key: integers that seed all chance in this iteration.
-        slice_key: integers that seed the choice of the fixed slice: the same for all jobs of a device in a run.
+        slice_key: integers that seed the choice of the fixed slice, and the walk: the same for all jobs of a device
+            in a run.
+        steps: mini-batches to take when sampling is "walk"; `samples` and `epochs` are not read then.
+        walked: rows of the walk taken by earlier iterations: where this one begins.
+        shards: hex digests of the shipped pieces to walk over, in order; empty when the device holds the data itself.
+        probe: a paired test to make at the end of a walk's iteration.
     """
 
     start: Params
@@ -107,6 +152,10 @@ class TrainJob:
     shard: str
     key: tuple[int, ...]
     slice_key: tuple[int, ...]
+    steps: int = 0
+    walked: int = 0
+    shards: tuple[str, ...] = ()
+    probe: Probe | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,15 +164,20 @@ class Trained:
 
     Attributes:
         params: the vector after the last step, shape (P,).
-        loss: mean loss of `params` on the gate's rows; may be NaN or infinite when training diverged.
-        samples: rows used, validation part included.
+        loss: mean loss of `params` on the gate's rows; may be NaN or infinite when training diverged. In a walk: the
+            mean of the mini-batches' training losses.
+        samples: rows used, validation part included; in a walk the rows walked, a row met twice counted twice.
         mini_batches: optimizer steps taken.
+        gain: what the job's probe found; None without one, or where too few rows were left for it.
+        evaluated: forward passes of one row beside training: the gate's rows, or twice the probe's.
     """
 
     params: Params
     loss: float
     samples: int
     mini_batches: int
+    gain: Gain | None = None
+    evaluated: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,10 +195,19 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizing:
-    """What the allocator gives one device: dataset size in rows and mini-batch in rows."""
+    """What the allocator gives one device.
+
+    Attributes:
+        samples: dataset size in rows; where `share` is given, whoever knows the data makes it that share of them.
+        batch: mini-batch in rows.
+        steps: mini-batches of one iteration in a walk; 0 where passes over the rows make an iteration.
+        share: of the fleet's speed, in [0, 1]; 0 where nothing is shared out by speed.
+    """
 
     samples: int
     batch: int
+    steps: int = 0
+    share: float = 0.0
 
 
 def stable_int(text: str) -> int:
