@@ -8,8 +8,8 @@ round would have given, in whatever order they came; from then on it is a runnin
 `hermes`: no loss is looked at, so useless pushes are sent and harmful ones merged; the rows are the device's own claim;
 and nobody is re-sized, so a slow board stays slow.
 
-A strategy is a module with a dataclass `Config` and a function `build_strategy(config)`; what its methods are asked is
-said in `hermes_iot/algorithms/strategies/base.py`. They are pure functions over states of your own choice, the device's
+A strategy is a module with a dataclass `Config` and a function `build_strategy(config)`; what its methods are asked, and
+what `BaseStrategy` answers for it, is said in `hermes_iot/algorithms/strategies/base.py`. They are pure functions over states of your own choice, the device's
 here an integer and the coordinator's a mapping. Run it, and set its constant, on the command line::
 
     hermes-iot demo --strategy examples/custom_strategy.py --set k=3
@@ -28,9 +28,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hermes_iot.algorithms.aggregation import blend
-from hermes_iot.algorithms.speed import Report
-from hermes_iot.algorithms.strategies.base import Contribution, Decision, Merged, ScoreOf, StateDump
-from hermes_iot.domain import DeviceId, Params, Sizing, Trained
+from hermes_iot.algorithms.strategies.base import (
+    BaseStrategy,
+    Contribution,
+    Decision,
+    Fleet,
+    Merged,
+    ScoreOf,
+    StateDump,
+)
+from hermes_iot.domain import DeviceId, Params, Trained
 from hermes_iot.errors import UsageError
 
 #: Rows that the newest push of every device stands for.
@@ -49,15 +56,10 @@ class Config:
 
 
 @dataclass(frozen=True, slots=True)
-class EveryKth:
+class EveryKth(BaseStrategy[int, Rows]):
     """See the module. States: iterations since the last push, and `Rows`."""
 
     config: Config
-
-    @property
-    def needs_base(self) -> bool:
-        """Whole models are sent, so nobody needs to know what they were made from."""
-        return False
 
     # the device's half
 
@@ -65,7 +67,7 @@ class EveryKth:
         """Nothing trained yet."""
         return 0
 
-    def observe(self, state: int, _trained: Trained) -> tuple[int, Decision]:
+    def observe(self, state: int, _trained: Trained, _origin: Params) -> tuple[int, Decision]:
         """One more; from the k-th on it is time."""
         age = state + 1
         return age, Decision(push=age >= self.config.k, why="age" if age >= self.config.k else "no")
@@ -81,17 +83,15 @@ class EveryKth:
         """Nobody has pushed."""
         return {}
 
-    def merge(self, state: Rows, model: Params, contribution: Contribution, _score: ScoreOf) -> tuple[Rows, Merged]:
+    def merge(
+        self, state: Rows, model: Params, contribution: Contribution, _fleet: Fleet, _score: ScoreOf
+    ) -> tuple[Rows, Merged]:
         """Go towards the device's model by its share of the fleet's rows; the first push of all is taken whole."""
         # Both numbers are the device's claim, and a device may claim anything: 0 rows must not divide.
         rows = {**state, contribution.device: max(1, contribution.samples * contribution.iterations)}
         weight = rows[contribution.device] / sum(rows.values())
         merged = blend(model, contribution.vector, weight)
         return rows, Merged(model=merged, weight=weight, reply_to=(contribution.device,))
-
-    def resize(self, state: Rows, _reports: Mapping[DeviceId, Report]) -> tuple[Rows, Mapping[DeviceId, Sizing]]:
-        """Everybody keeps the first size."""
-        return state, {}
 
     def dump(self, state: Rows) -> StateDump:
         """For a checkpoint: a coordinator that is started again goes on from here."""

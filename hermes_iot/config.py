@@ -37,8 +37,9 @@ class RunConfig:
     Attributes:
         task: built-in name, installed entry point, ``path/to/file.py`` or ``package.module``.
         strategy: the same for strategies; `constants` are its, as nested tables.
-        sampling: None = fresh, the paper's regime, except in local mode, where a device keeps the rows it has.
+        sampling: None = what the strategy proposes; where that is fresh rows, in local mode a device keeps those it has.
         gate_split: None = with fresh samples a fresh split, with kept ones a fixed slice.
+        codec, codec_down: of updates and of the models that answer them; None = what the strategy proposes.
         samples, batch: size of a device that was not measured yet, in rows.
         score_on: what merges are weighed and runs are stopped by. "test" is what the authors' code does: it lets the test
             rows steer the training, so the final accuracy is then no longer that of unseen rows.
@@ -58,7 +59,8 @@ class RunConfig:
     learning_rate: float | None = None
     validation_fraction: float = 0.1
     score_on: Split = "validation"
-    codec: Codec = "fp16"
+    codec: Codec | None = None
+    codec_down: Codec | None = None
     chunk_bytes: int = CHUNK_BYTES_DEFAULT
     telemetry: Telemetry = "off"
     lag_max: int | None = None

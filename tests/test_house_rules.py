@@ -23,11 +23,11 @@ HOMES = {
     "scipy": {"algorithms/allocation.py"},
     "tinydb": {"storage/registry.py"},
     "safetensors": {"storage/checkpoints.py"},
-    "matplotlib": {"reporting/figure.py"},
+    "matplotlib": {"reporting/figure.py", "reporting/bench_figure.py"},
     "sklearn": {"training/builtin/digits.py"},
 }
 #: torch belongs to training alone; tasks are torch code by nature.
-TORCH = {"training/torch_trainer.py", "training/flat_model.py"}
+TORCH = {"training/torch_trainer.py", "training/flat_model.py", "training/losses.py"}
 
 
 def imported(path: Path) -> set[str]:

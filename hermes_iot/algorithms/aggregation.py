@@ -1,17 +1,18 @@
-"""The coordinator's merge of the global model with one device's: each counts by the inverse of its test loss.
+"""How vectors become one: the paper's merge by inverse loss, weighted means, and displacements added to a model.
 
-Source: arXiv 2410.20495, loss-based aggregation: w = (w/L_g + w_i/L_i) / (1/L_g + 1/L_i). Both losses are the
-coordinator's own, measured on rows it holds out: by a loss a device may claim, one claim of 1e-6 against 1 would take
-the whole model.
+Source of the first: arXiv 2410.20495, loss-based aggregation: w = (w/L_g + w_i/L_i) / (1/L_g + 1/L_i). Both losses are
+the coordinator's own, measured on rows it holds out: by a loss a device may claim, one claim of 1e-6 against 1 would
+take the whole model.
 
-The sum is made in float64 and rounded once. Every coordinate then lies between its two origins, equal vectors merge
-to themselves, and the result is the same bit for bit wherever a journal is replayed: the operations are element by
-element, so neither the number of threads nor the width of the machine's vectors shows.
+All sums are made in float64 and rounded once. Every coordinate of a mean then lies between its origins, equal vectors
+merge to themselves, and the result is the same bit for bit wherever a journal is replayed: the operations are element
+by element and in the order given, so neither the number of threads nor the width of the machine's vectors shows.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -73,6 +74,33 @@ def blend(model: Params, update: Params, weight: float) -> Params:
     return merged
 
 
+def weighted_mean(vectors: Sequence[Params], weights: Sequence[float]) -> Params:
+    """sum(w_i * v_i) / sum(w_i) as a new vector, shape (P,), summed in the order given.
+
+    Raises:
+        ValueError: there is no vector, not one weight each, a weight is not finite or not above 0, or the vectors
+            differ in shape or are not flat float32.
+    """
+    if not vectors or len(vectors) != len(weights):
+        raise ValueError(f"{len(vectors)} vectors and {len(weights)} weights have no mean")
+    if not all(weight > 0 and math.isfinite(weight) for weight in weights):
+        raise ValueError("every weight must be a finite number above 0")
+    largest = max(weights)
+    total = math.fsum(weight / largest for weight in weights)  # the sum of the weights themselves may overflow
+    return _summed(None, vectors, [weight / largest / total for weight in weights])
+
+
+def displaced(model: Params, displacements: Sequence[Params], scales: Sequence[float]) -> Params:
+    """`model` + sum(s_i * d_i) as a new vector, shape (P,), summed in the order given.
+
+    A coordinate that leads out of float32 becomes infinite; whoever asked looks.
+
+    Raises:
+        ValueError: there is not one scale for each, or the vectors differ in shape or are not flat float32.
+    """
+    return _summed(model, displacements, scales)
+
+
 def fold_displacement(total: Params, params: Params, base: Params) -> Params:
     """`total` + (`params` - `base`): how far a device has moved since the beginning, its restarts left out.
 
@@ -85,6 +113,21 @@ def fold_displacement(total: Params, params: Params, base: Params) -> Params:
     _check(total, params)
     _check(total, base)
     return total + (params - base)
+
+
+def _summed(start: Params | None, vectors: Sequence[Params], scales: Sequence[float]) -> Params:
+    like = vectors[0] if start is None else start
+    for vector in vectors:
+        _check(like, vector)
+    summed = np.empty_like(like)
+    for at in range(0, like.size, BLOCK):
+        part = slice(at, at + BLOCK)
+        block = np.zeros(like[part].shape) if start is None else start[part].astype(np.float64)
+        for vector, scale in zip(vectors, scales, strict=True):
+            block += np.multiply(vector[part], scale, dtype=np.float64)
+        with np.errstate(over="ignore"):
+            summed[part] = block
+    return summed
 
 
 def _check(one: Params, other: Params) -> None:

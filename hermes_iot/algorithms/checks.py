@@ -5,9 +5,12 @@ Configurations come from a person's TOML file or from a run's manifest, so a fie
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 from hermes_iot.errors import UsageError
+
+#: Mini-batches of one iteration; nobody means more.
+STEPS_MAX: Final = 10**6
 
 
 def require_option(config: Any, name: str, literal: Any) -> None:

@@ -31,6 +31,7 @@ class Report:
         rows_max: the most rows the device can hold; None = not limited.
         iteration: counts the device's reports where known. A report equal to the one before it in every field is taken
             for the same report, and smoothed only once.
+        batch_s: K_i as the device measured it over its mini-batches, where it says so; 0 = from `seconds` and the size.
 
     Raises:
         ProtocolError: numbers no device can truly report (reason ``timing``).
@@ -42,16 +43,17 @@ class Report:
     epochs: int
     rows_max: int | None = None
     iteration: int = 0
+    batch_s: float = 0.0
 
     def __post_init__(self) -> None:
         counts = (self.samples, self.batch, self.epochs, 1 if self.rows_max is None else self.rows_max)
-        if not 0 < self.seconds <= SECONDS_MAX or min(counts) < 1:
+        if not 0 < self.seconds <= SECONDS_MAX or min(counts) < 1 or not 0 <= self.batch_s <= SECONDS_MAX:
             raise ProtocolError("timing", f"{self.seconds} s for (rows, batch, epochs) {counts[:3]} is no measurement")
 
     @property
     def seconds_per_batch(self) -> float:
         """K_i."""
-        return self.seconds / mini_batches(self.epochs, self.samples, self.batch)
+        return self.batch_s or self.seconds / mini_batches(self.epochs, self.samples, self.batch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

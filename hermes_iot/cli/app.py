@@ -8,10 +8,12 @@ import typer
 from typer.core import TyperGroup
 
 from hermes_iot import __version__
+from hermes_iot.cli.bench import bench
 from hermes_iot.cli.coordinator import coordinator
 from hermes_iot.cli.demo import demo
 from hermes_iot.cli.device import device
 from hermes_iot.cli.files import offer_variables
+from hermes_iot.cli.simulate import simulate
 from hermes_iot.cli.status import status
 
 
@@ -37,7 +39,7 @@ def command() -> TyperGroup:
     """The whole command line."""
     app = typer.Typer(pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True)(_root)
-    for function in (demo, coordinator, device, status):
+    for function in (demo, coordinator, device, status, simulate, bench):
         app.command(function.__name__)(function)
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)  # noqa: S101 - an app of several commands is one

@@ -22,10 +22,14 @@ from hermes_iot.protocol.topics import check_name
 Task = Annotated[
     str,
     typer.Option(
-        "--task", envvar="HERMES_TASK", help="digits, mnist, cifar10, occupancy, or path/to/file.py of yours."
+        "--task",
+        envvar="HERMES_TASK",
+        help="digits, mnist, mnist-cnn, cifar10, occupancy, or path/to/file.py of yours.",
     ),
 ]
-Strategy = Annotated[str, typer.Option("--strategy", envvar="HERMES_STRATEGY", help="hermes, or path/to/file.py.")]
+Strategy = Annotated[
+    str, typer.Option("--strategy", envvar="HERMES_STRATEGY", help="hermes-plus, hermes, bsp, … or path/to/file.py.")
+]
 Target = Annotated[float | None, typer.Option("--target-accuracy", help="Stop at this validation accuracy, e.g. 0.97.")]
 Patience = Annotated[
     int | None, typer.Option("--patience", help="Stop after so many aggregations without a better validation loss.")
@@ -36,7 +40,7 @@ MaxPushes = Annotated[int | None, typer.Option("--max-pushes", help="Stop after 
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seeds model, data order and splits.")]
 Data = Annotated[str, typer.Option("--data", help="indexed, local or shipped: who holds the rows.")]
 SamplingOption = Annotated[
-    str | None, typer.Option("--sampling", help="fresh (new rows every iteration) or kept. [default: by data mode]")
+    str | None, typer.Option("--sampling", help="fresh, kept or walk: rows of an iteration. [default: the strategy's]")
 ]
 GateSplitOption = Annotated[
     str | None, typer.Option("--gate-split", help="Rows of the gate's loss: fresh or fixed. [default: by sampling]")
@@ -45,7 +49,13 @@ Samples = Annotated[int | None, typer.Option("--samples", help="First dataset si
 Batch = Annotated[int | None, typer.Option("--batch", help="First mini-batch of a device, rows.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the rows per iteration.")]
 Rate = Annotated[float | None, typer.Option("--learning-rate", help="SGD step size.")]
-CodecOption = Annotated[str, typer.Option("--codec", help="fp16 or fp32.")]
+CodecOption = Annotated[
+    str | None,
+    typer.Option("--codec", help="Of updates: fp32, fp16, int8, int4, topk5, topk10. [default: the strategy's]"),
+]
+CodecDownOption = Annotated[
+    str | None, typer.Option("--codec-down", help="Of the models that answer. [default: --codec, else the strategy's]")
+]
 TelemetryOption = Annotated[str, typer.Option("--telemetry", help="off, sampled or full: metrics of every iteration.")]
 LagMax = Annotated[int | None, typer.Option("--lag-max", help="Updates older by more versions are stale.")]
 Chunk = Annotated[int, typer.Option("--chunk-bytes", help="Largest piece of a tensor message.")]
@@ -91,7 +101,8 @@ def coordinator(
     learning_rate: Rate = None,
     validation: Validation = 0.1,
     score_on: ScoreOn = "validation",
-    codec: CodecOption = "fp16",
+    codec: CodecOption = None,
+    codec_down: CodecDownOption = None,
     telemetry: TelemetryOption = "off",
     lag_max: LagMax = None,
     chunk_bytes: Chunk = CHUNK_BYTES_DEFAULT,
@@ -128,6 +139,7 @@ def coordinator(
         validation=validation,
         score_on=score_on,
         codec=codec,
+        codec_down=codec_down,
         telemetry=telemetry,
         lag_max=lag_max,
         chunk_bytes=chunk_bytes,
@@ -223,13 +235,17 @@ def run_config(
     data: str,
     sampling: str | None,
     gate_split: str | None,
-    codec: str,
+    codec: str | None,
+    codec_down: str | None,
     telemetry: str,
     validation: float,
     score_on: str = "validation",
+    known_task: bool = False,
     **others: Any,
 ) -> RunConfig:
     """The run's settings from what a person wrote; the strategy is built once, so a wrong constant shows here.
+
+    `known_task`: the caller brings the task, nothing is to be looked up.
 
     Raises:
         UsageError: a word that is none of those allowed, an unknown strategy or constant.
@@ -243,13 +259,15 @@ def run_config(
         ("sampling", sampling, get_args(Sampling)),
         ("gate-split", gate_split, get_args(GateSplit)),
         ("codec", codec, get_args(Codec)),
+        ("codec-down", codec_down, get_args(Codec)),
         ("score-on", score_on, get_args(Split)),
         ("telemetry", telemetry, get_args(Telemetry)),
     ):
         if value is not None and value not in allowed:
             raise UsageError(f"--{name} {value!r} is not known", mend=f"Use {' or '.join(allowed)}")
-    check_source(task)
-    if task not in tasks.task_names():
+    if not known_task:
+        check_source(task)
+    if not known_task and task not in tasks.task_names():
         tasks.resolve(task)  # a built-in one would load torch here; of the others we want to know now that they load
     strategies.resolve(strategy).build(constants)
     return RunConfig(
@@ -259,7 +277,8 @@ def run_config(
         data_mode=cast("DataMode", data),
         sampling=cast("Sampling | None", sampling),
         gate_split=cast("GateSplit | None", gate_split),
-        codec=cast("Codec", codec),
+        codec=cast("Codec | None", codec),
+        codec_down=cast("Codec | None", codec_down),
         telemetry=cast("Telemetry", telemetry),
         validation_fraction=validation,
         score_on=cast("Split", score_on),

@@ -58,7 +58,8 @@ def demo(
     epochs: run_options.Epochs = None,
     learning_rate: run_options.Rate = None,
     validation: run_options.Validation = 0.1,
-    codec: run_options.CodecOption = "fp16",
+    codec: run_options.CodecOption = None,
+    codec_down: run_options.CodecDownOption = None,
     telemetry: run_options.TelemetryOption = "off",
     constants: run_options.Constants = None,
     data_dir: options.DataDir = None,
@@ -86,6 +87,7 @@ def demo(
         learning_rate=learning_rate,
         validation=validation,
         codec=codec,
+        codec_down=codec_down,
         telemetry=telemetry,
         rules=run_options.stop_rules(
             target_accuracy,

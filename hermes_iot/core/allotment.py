@@ -3,18 +3,24 @@
 In `indexed` mode the allocation names rows; in `local` mode only how many of its own a device may use; in `shipped`
 mode rows become a shard named by its digest, and in the fresh regime the next one is named along with it so that it
 can be fetched while the present one is trained on. Two devices may be given the same rows and so the same shard: it
-is forgotten only when no allocation names it any more.
+is forgotten only when no allocation names it any more. A walk goes over blocks (`blocks`), each of them a shard.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
-from hermes_iot.algorithms.partition import merged, resize
+from hermes_iot.algorithms.partition import merged, resize, rows_of
+from hermes_iot.core.blocks import Blocks
 from hermes_iot.domain import DeviceId, Ranges, Sizing
 from hermes_iot.protocol.messages import Allocation, DataInfo
+
+#: In a walk the data are cut into no more than about so many blocks, and a block that is shipped is no larger than so
+#: many bytes: one chunk, or a little more.
+BLOCKS_MAX: Final = 1024
+BLOCK_BYTES: Final = 100_000
 
 #: Encodes the rows at some positions as a shard's bytes; the same rows always give the same bytes.
 ShardOf: TypeAlias = Callable[[Ranges], bytes]
@@ -33,6 +39,8 @@ class Allotment:
         self._data = data
         self._shard_of = shard_of
         self._shards: dict[str, Ranges] = {}
+        self._blocks = self._cut() if data.sampling == "walk" and data.rows else None
+        self._pieces: dict[int, str] = {}
 
     def allot(
         self, device: DeviceId, size: Sizing, held: Mapping[DeviceId, Allocation], *, above: int = 0, reason: str
@@ -47,15 +55,20 @@ class Allotment:
             reason: for a person.
         """
         present = held.get(device)
+        version = max(above, present.version if present is not None else 0) + 1
+        if self._blocks is not None:
+            return self._walk(self._blocks, device, size, version, reason)
         rows = self._rows(device, size, held)
         shard, shard_bytes = self._name(rows)
         next_shard, next_bytes = self._following(shard, size)
         allocation = Allocation(
             run=self._run,
             device=device,
-            version=max(above, present.version if present is not None else 0) + 1,
+            version=version,
             samples=size.samples,
             batch=size.batch,
+            steps=size.steps,
+            share=size.share,
             rows=() if shard else rows,
             shard=shard,
             shard_bytes=shard_bytes,
@@ -90,6 +103,9 @@ class Allotment:
 
         One from another process may not be: the registry and the checkpoint are not written at the same moment.
         """
+        if self._blocks is not None:
+            known = self._shard_of is None or allocation.shards == self._names(self._blocks.within(allocation.rows))
+            return bool(allocation.rows) and known
         if not allocation.shard:
             return True
         complete = allocation.shard_bytes > 0 and (bool(allocation.next_shard) or not self._rotates)
@@ -104,10 +120,49 @@ class Allotment:
         """Which rows each named shard holds, for a checkpoint."""
         return dict(self._shards)
 
-    def restore(self, cursor: int, shards: Mapping[str, Ranges]) -> None:
-        """The inverse of `cursor` and `shards`."""
+    def release(self, device: DeviceId) -> bool:
+        """A device of a walk is gone: others may have its rows. Whether it had any."""
+        return self._blocks is not None and self._blocks.release(device)
+
+    def restore(self, cursor: int, shards: Mapping[str, Ranges], held: Mapping[DeviceId, Allocation]) -> None:
+        """The inverse of `cursor` and `shards`, with what every device was allotted."""
         self.cursor = cursor
         self._shards.update(shards)
+        if self._blocks is not None:
+            for device, allocation in held.items():
+                self._blocks.take(device, allocation.rows)
+
+    def _cut(self) -> Blocks:
+        """Blocks as large as one chunk carries; where nothing is shipped, small ones."""
+        block = -(-self._data.rows // BLOCKS_MAX)
+        if self._shard_of is not None:
+            row_bytes = len(self._shard_of(((0, 1),)))
+            block = max(block, min(self._data.rows, BLOCK_BYTES // row_bytes))
+        return Blocks(self._data.rows, max(1, block))
+
+    def _walk(self, blocks: Blocks, device: DeviceId, size: Sizing, version: int, reason: str) -> Allocation:
+        own = blocks.hold(device, size.samples)
+        rows = blocks.ranges(own)
+        return Allocation(
+            run=self._run,
+            device=device,
+            version=version,
+            samples=rows_of(rows),
+            batch=size.batch,
+            steps=size.steps,
+            share=size.share,
+            rows=rows,
+            shards=self._names(own) if self._shard_of is not None else (),
+            reason=reason,
+        )
+
+    def _names(self, blocks: list[int]) -> tuple[str, ...]:
+        """The digests of blocks; each is encoded once to know its name."""
+        assert self._blocks is not None  # noqa: S101 - whoever has blocks has them from there
+        for one in blocks:
+            if one not in self._pieces:
+                self._pieces[one] = self._name(self._blocks.ranges([one]))[0]
+        return tuple(self._pieces[one] for one in blocks)
 
     @property
     def _rotates(self) -> bool:
@@ -146,6 +201,6 @@ class Allotment:
         return sha256, len(body)
 
     def _forget(self, held: Mapping[DeviceId, Allocation]) -> None:
-        if self._shards:
+        if self._shards and self._blocks is None:
             named = {name for one in held.values() for name in (one.shard, one.next_shard)}
             self._shards = {name: ranges for name, ranges in self._shards.items() if name in named}

@@ -22,28 +22,35 @@ from hermes_iot.protocol.messages import DeviceState, Request, RunManifest, Shar
 
 
 class Assigner:
-    """Mutable, owned by the `Coordinator`."""
+    """Mutable, owned by the `Coordinator`. `early`: see `Regime.sizes_early`."""
 
     def __init__(
-        self, manifest: RunManifest, settings: CoordinatorSettings, roster: Roster, shard_of: ShardOf | None
+        self,
+        manifest: RunManifest,
+        settings: CoordinatorSettings,
+        roster: Roster,
+        shard_of: ShardOf | None,
+        *,
+        early: bool,
     ) -> None:
         self.allotment = Allotment(manifest.run, manifest.data, shard_of)
         self._manifest = manifest
         self._settings = settings
         self._roster = roster
+        self._early = early
 
     def restore(self, cursor: int, shards: Mapping[str, Ranges]) -> None:
         """Take up where another process stopped; the roster is as it left it."""
-        self.allotment.restore(cursor, shards)
+        self.allotment.restore(cursor, shards, self._roster.allocations())
         for member in self._roster:
             member.reissue = member.allocation is not None and not self.allotment.serves(member.allocation)
 
     def welcome(self, member: Member, *, now: float) -> list[Effect]:
         """A device that came back finds its allocation as it left it; a new one gets its first."""
         allocation = member.allocation
-        if allocation is None:
+        size = member.sizing
+        if allocation is None or size is None:
             return self._assign(member, self._settings.first, "first allocation", now)
-        size = Sizing(samples=allocation.samples, batch=allocation.batch)
         if member.reissue or member.obeyed > allocation.version or size != self._fitted(member, size):
             return self._assign(member, size, "the device came back", now)
         return [remember(member), *self.say(member)]
@@ -59,11 +66,10 @@ class Assigner:
 
     def follow(self, member: Member, state: DeviceState, *, now: float) -> list[Effect]:
         """What a report calls for: the next shard, or an allocation above one that we have forgotten."""
-        allocation = member.allocation
-        if allocation is None:
+        allocation, size = member.allocation, member.sizing
+        if allocation is None or size is None:
             return []
         if member.online and member.obeyed > allocation.version:
-            size = Sizing(samples=allocation.samples, batch=allocation.batch)
             return self._assign(member, size, "an earlier allocation was lost", now)
         if state.allocation_version != allocation.version or not allocation.next_shard:
             return []
@@ -73,40 +79,67 @@ class Assigner:
         return [remember(member), *self.say(member)]
 
     def ship(self, member: Member, request: Request, *, now: float) -> list[Effect]:
-        """A device asks for a shard. It is sent what its allocation names and nothing else."""
-        allocation, sha256 = member.allocation, request.sha256
-        named = allocation is not None and sha256 in {allocation.shard, allocation.next_shard}
-        body = self.allotment.body(sha256) if named else None
-        if body is not None:
-            return [Send(message=Shard(run=self._manifest.run, sha256=sha256, body=body), device=member.device)]
+        """A device asks for shards. It is sent what its allocation names and nothing else."""
+        allocation, size = member.allocation, member.sizing
+        wanted = request.shards or (request.sha256,)
+        named = {allocation.shard, allocation.next_shard, *allocation.shards} if allocation is not None else set()
+        bodies = {sha256: self.allotment.body(sha256) for sha256 in wanted if sha256 in named}
+        run, to = self._manifest.run, member.device
+        found: list[Effect] = [
+            Send(message=Shard(run=run, sha256=sha256, body=body), device=to)
+            for sha256, body in bodies.items()
+            if body is not None
+        ]
+        if len(found) == len(wanted):
+            return found
         refused = records.refused(member.device, "request", "unknown shard")
-        if allocation is None or not named:
-            return [refused, *self.say(member)]
-        size = Sizing(samples=allocation.samples, batch=allocation.batch)
-        return [refused, *self._assign(member, size, "its shard was lost", now)]
+        if allocation is None or size is None or None not in bodies.values():
+            return [*found, refused, *self.say(member)]
+        return [*found, refused, *self._assign(member, size, "its shard was lost", now)]
 
     def reports(self, *, now: float) -> dict[DeviceId, Report]:
-        """What the allocator may know; empty until every device that is there has been measured."""
-        since = now - self._settings.measure_patience_s
+        """What the allocator may know; empty until every device that is there, or with `early` any, was measured."""
         manifest = self._manifest
-        return sizing.reports(self._roster, manifest.data, manifest.epochs, waited_since=since) or {}
+        found = sizing.reports(
+            self._roster,
+            manifest.data,
+            manifest.epochs,
+            now=now,
+            patience_s=self._settings.measure_patience_s,
+            early=self._early,
+        )
+        return found or {}
 
     def resize(self, sizes: Mapping[DeviceId, Sizing], *, now: float) -> list[Effect]:
-        """The strategy wants these sizes."""
-        effects: list[Effect] = []
+        """The strategy wants these sizes. Who shrinks comes first: what it gives up others can have."""
+        changes: list[tuple[int, Member, Sizing]] = []
         for device, asked in sizes.items():
             member = self._roster.members[device]
-            before, size = member.allocation, self._fitted(member, asked)
-            if before is not None and (before.samples, before.batch) != (size.samples, size.batch):
-                why = f"{before.samples} rows took {member.iteration_s:.3g} s"
-                effects += self._assign(member, size, why, now)
+            before, size = member.sizing, self._fitted(member, sizing.in_rows(asked, self._manifest.data))
+            if before is not None and before != size:
+                changes.append((size.samples - before.samples, member, size))
+        effects: list[Effect] = []
+        for _, member, size in sorted(changes, key=lambda change: change[0]):
+            what = f"{member.batch_s:.3g} s a mini-batch" if size.share else f"{member.iteration_s:.3g} s"
+            before = member.sizing
+            effects += self._assign(member, size, f"{before.samples if before else 0} rows took {what}", now)
         return effects
+
+    def reclaim(self) -> None:
+        """Rows of devices that are gone may be given to others; a device that comes back is allotted anew."""
+        for member in self._roster:
+            if not member.online and not member.reissue and self.allotment.release(member.device):
+                member.reissue = True
 
     def _fitted(self, member: Member, size: Sizing) -> Sizing:
         return sizing.fitted(size, sizing.rows_max(member, self._manifest.data))
 
     def _assign(self, member: Member, asked: Sizing, reason: str, now: float) -> list[Effect]:
-        size, held = self._fitted(member, asked), self._roster.allocations()
+        size = self._fitted(member, asked)
+        # In a walk the blocks say who holds what: nobody needs everybody's allocations.
+        held = {} if self._manifest.data.sampling == "walk" else self._roster.allocations()
+        if member.allocation is not None:
+            held = {**held, member.device: member.allocation}
         allocation = self.allotment.allot(member.device, size, held, above=member.obeyed, reason=reason)
         member.allotted(allocation, now=now)
         return [remember(member), *self.say(member), records.allocated(allocation)]

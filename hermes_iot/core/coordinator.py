@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
-from hermes_iot.algorithms.strategies.base import ScoreOf, Strategy
+from hermes_iot.algorithms.strategies.base import Merged, ScoreOf, Strategy
 from hermes_iot.core import records, snapshot
 from hermes_iot.core.aggregator import Aggregator
 from hermes_iot.core.allotment import ShardOf
@@ -32,6 +32,7 @@ from hermes_iot.core.tally import Tally
 from hermes_iot.domain import DeviceId, Params, Score
 from hermes_iot.protocol.messages import (
     Ack,
+    Command,
     CoordinatorStatus,
     DeviceState,
     DeviceStatus,
@@ -46,6 +47,9 @@ from hermes_iot.protocol.messages import (
 from hermes_iot.protocol.wire import ROUTES, Received
 
 __all__ = ["Coordinator", "CoordinatorSettings", "Restored"]
+
+#: Sizing a fleet costs time for every device in it: a large one is sized less often, so that an event costs the same.
+RESIZE_S_PER_DEVICE: Final = 0.01
 
 
 class Coordinator:
@@ -68,8 +72,10 @@ class Coordinator:
         self.settings = settings
         self.finished = False
         self._roster = Roster(manifest.run, settings.devices_max)
-        self._assigner = Assigner(manifest, settings, self._roster, shard_of)
-        self._aggregator = Aggregator(manifest, strategy, initial, score)
+        self._assigner = Assigner(manifest, settings, self._roster, shard_of, early=strategy.regime.sizes_early)
+        self._aggregator = Aggregator(
+            manifest, strategy, initial, score, fleet=self._roster.live, measure_s=settings.measure_interval_s
+        )
         self._status = replace(status, run=manifest.run)
         self._watch = Stopwatch(started_at=now, limit_s=settings.rules.max_wall_s)
         self._connected = False
@@ -109,8 +115,8 @@ class Coordinator:
 
     @property
     def model(self) -> Params:
-        """The global model, shape (P,)."""
-        return self._aggregator.model.vector
+        """The model that is measured, saved and handed out, shape (P,)."""
+        return self._aggregator.served
 
     @property
     def score(self) -> Score | None:
@@ -154,7 +160,11 @@ class Coordinator:
                 return self.malformed(device, "update", "run") if isinstance(message, Update) else []
             if self._roster.full:
                 return self.malformed(device, ROUTES[type(message)].channel, "devices")
-        effects = self._listen(self._roster.admit(device), message, now)
+        member = self._roster.admit(device)
+        member.heard_at = now
+        effects = self._listen(member, message, now)
+        if self._roster.note(member):
+            effects += self._fleet_changed()
         return [*effects, *self.expire(now=now)]
 
     def stop(self, *, now: float) -> list[Effect]:
@@ -193,6 +203,9 @@ class Coordinator:
         effects: list[Effect] = []
         if self._resize_wanted and self._resize_pace.due(now=now):
             self._resize_wanted, self._resize_pace.done_at = False, now
+            self._resize_pace.interval_s = max(self.settings.resize_interval_s, len(self.members) * RESIZE_S_PER_DEVICE)
+            if self._aggregator.early:
+                self._assigner.reclaim()
             reports = self._assigner.reports(now=now)
             effects += self._assigner.resize(self._aggregator.resize(reports), now=now) if reports else []
         if self.version != self._checkpoint_version and self._checkpoint_pace.due(now=now):
@@ -206,6 +219,7 @@ class Coordinator:
     def finish(self, reason: str, *, now: float, state: RunState = "finished") -> list[Effect]:
         """The run is over: say so, and linger for the devices' last counters; where nobody is there, leave at once."""
         self._tick(now)
+        self._aggregator.measure()
         self.finished = True
         self._linger_until = now + self.settings.linger_s
         self._farewell_until = now + self.settings.farewell_s
@@ -236,7 +250,7 @@ class Coordinator:
                 return self._on_update(member, message)
             case Request() if message.run == self.manifest.run:
                 if message.want == "model":
-                    return [self._reply(member.device, 0, 0)]
+                    return [] if member.owed else [self._reply(member.device, 0, 0)]
                 return self._assigner.ship(member, message, now=now)
             case Metrics() if message.run == self.manifest.run:
                 return [records.iterated(member.device, message)]
@@ -255,6 +269,7 @@ class Coordinator:
         if known:  # it asks for its work: what it was sent may be lost
             return self._assigner.say(member) if not self.finished else []
         member.waited_since = now
+        member.owed = False  # whatever it waited for in an earlier life
         welcome = self._assigner.welcome(member, now=now) if not self.finished else []
         return [records.joined(status, member.device), *welcome]
 
@@ -273,17 +288,33 @@ class Coordinator:
             return [records.dropped(member.device, update, verdict)]
         mark = (update.session, update.seq)
         member.handle(*mark)
+        member.base = update.base
         ack = self._ack(member, verdict.outcome, verdict.reason)
         if verdict.merged is None:
-            # Only the newest can still be awaited, and after the end none is.
-            answer = [self._reply(member.device, *mark)] if mark >= member.handled and not self.finished else []
+            # Only the newest can still be awaited, after the end none is, and one that waits for others goes on waiting.
+            awaited = mark >= member.handled and not self.finished and not member.owed
+            answer = [self._reply(member.device, *mark)] if awaited else []
             return [ack, *answer, records.dropped(member.device, update, verdict)]
-        answers = (
-            self._reply(device, *(mark if device == member.device else self.members[device].handled))
-            for device in verdict.merged.reply_to
-        )
+        member.owed = True
         record = records.merged(member.device, update, verdict, self._aggregator.model, self.tally)
-        return [ack, *answers, record]
+        return [ack, *self._answers(verdict.merged), record]
+
+    def _answers(self, merged: Merged) -> list[Effect]:
+        """What the strategy wants said, to those who wait for it and to those it wants to hear from."""
+        answers: list[Effect] = []
+        for device in merged.reply_to:
+            member = self.members[device]
+            member.owed = False
+            answers.append(self._reply(device, *member.handled, iterations=merged.iterations.get(device, 0)))
+        for device in merged.summon:
+            name = f"push-{self.version}-{self.members[device].index}"
+            answers.append(Send(message=Command(id=name, name="push"), device=device))
+        return answers
+
+    def _fleet_changed(self) -> list[Effect]:
+        """Somebody came, left, paused or resumed: shares change, and nobody must wait for one that is gone."""
+        self._resize_wanted = True
+        return self._answers(self._aggregator.changed()) if not self.finished else []
 
     # --- the end --------------------------------------------------------------------------------------------------
 
@@ -305,9 +336,12 @@ class Coordinator:
 
     # --- what is said and kept ------------------------------------------------------------------------------------
 
-    def _reply(self, device: DeviceId, session: int, seq: int) -> Effect:
+    def _reply(self, device: DeviceId, session: int, seq: int, *, iterations: int = 0) -> Effect:
         self.tally.reply_messages += 1
-        return Send(message=self._aggregator.model.message(session, seq), device=device)
+        # Who asks by a request has lost what it held, or its answer; whoever sent an update has named its base in it.
+        base = self.members[device].base if seq else ""
+        model = self._aggregator.model.answer(device, base, session=session, seq=seq, iterations=iterations)
+        return Send(message=model, device=device)
 
     def _ack(self, member: Member, outcome: Outcome, reason: str) -> Effect:
         session, seq = member.acked
@@ -317,7 +351,7 @@ class Coordinator:
     def _keyframe(self, now: float) -> list[Effect]:
         self._keyframe_version = self.version
         self._keyframe_pace.done_at = now
-        return [SendKeyframe(model=self._aggregator.model.message())]
+        return [SendKeyframe(model=self._aggregator.model.whole())]
 
     def _announce(self, now: float) -> Effect:
         self._status_pace.done_at = now

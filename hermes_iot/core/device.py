@@ -274,6 +274,9 @@ class Device:
             case "drain":
                 self._board.draining = True
                 done = [] if self._board.busy else self.stop("drained", now=now)
+            case "push":
+                if self.part is not None:
+                    self.part.summon()
             case "ping":
                 pass
         return [self._board.send(Response(id=command.id, status="ok", detail=self.phase)), *done]

@@ -1,20 +1,50 @@
 """The fleet's model: its vector, its version, its score, and the bytes it travels as.
 
-It is encoded once per version, however many devices are answered with it. Strategies whose updates are displacements
-need the vector a device started from; what a device holds is what came out of the codec, so that is what is kept, for
-so many versions as `BASES_MAX` says and no longer than this process lives.
+It is encoded once per version, however many devices are answered with it. Two kinds of strategy need to know what a
+device holds, which is what came out of the codec: one whose updates are displacements from it (`base`, by version),
+and one whose answers are differences from it (`answer`, by digest). An answer as a difference leaves out nothing for
+good: what its codec cuts off is part of the next one.
+
+What is known of devices is bounded and lives no longer than this process. A device whose vector is not known (any
+more) is answered with the whole model, in fp16.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, TypeVar
 
 from hermes_iot.algorithms.compression import pack, unpack
-from hermes_iot.domain import Params, Score
+from hermes_iot.algorithms.strategies.base import Regime
+from hermes_iot.algorithms.trees import sha256
+from hermes_iot.domain import Codec, DeviceId, Params, Score
 from hermes_iot.protocol.messages import Model, RunManifest
 
+K = TypeVar("K")
+V = TypeVar("V")
+
 BASES_MAX: Final = 64
+
+#: Vectors that devices are known to hold take at most this much; the one used longest ago gives way.
+VIEWS_BYTES_MAX: Final = 512 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A vector that a device holds, shape (P,), under its digest."""
+
+    vector: Params
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """A body, and what a device holds once it has it."""
+
+    codec: Codec
+    body: bytes
+    view: View | None
 
 
 class GlobalModel:
@@ -22,51 +52,106 @@ class GlobalModel:
 
     Attributes:
         version: grows by one with every change.
-        score: on the held-out rows; None before the first measurement.
+        score: of the served model on the held-out rows; None before the first measurement.
     """
 
-    def __init__(self, manifest: RunManifest, vector: Params, *, keeps_bases: bool) -> None:
+    def __init__(self, manifest: RunManifest, vector: Params, regime: Regime) -> None:
         self.vector = vector
         self.version = 0
         self.score: Score | None = None
         self._run = manifest.run
         self._sha256 = manifest.model.sha256
-        self._codec = manifest.codec
-        self._keeps_bases = keeps_bases
+        self._codec_down = manifest.codec_down
+        self._codec: Codec = "fp16" if regime.delta_down else manifest.codec_down
+        self._regime = regime
         self._bases: OrderedDict[int, Params] = OrderedDict()
-        self._body: bytes | None = None
+        self._views: OrderedDict[DeviceId, View] = OrderedDict()
+        self._wholes: OrderedDict[str, View] = OrderedDict()
+        self._whole: Encoded | None = None
+        self._differences: dict[str, Encoded] = {}
 
-    def advance(self, vector: Params, score: Score) -> None:
-        """The next version."""
-        self.restore(self.version + 1, vector, score)
+    def advance(self, vector: Params, score: Score | None) -> None:
+        """The next version; without a score the newest one measured stays."""
+        self.restore(self.version + 1, vector, score or self.score)
 
-    def restore(self, version: int, vector: Params, score: Score) -> None:
+    def restore(self, version: int, vector: Params, score: Score | None) -> None:
         """This vector under this version."""
         self.version, self.vector, self.score = version, vector, score
-        self._body = None
+        self._whole = None
+        self._differences.clear()
 
     def base(self, version: int) -> Params | None:
         """What a device holds that was sent this version; None when that is not known (any more)."""
         return self._bases.get(version)
 
-    def message(self, session: int = 0, seq: int = 0) -> Model:
-        """The answer to the update (session, seq); by default the keyframe, or the answer to a request."""
+    def whole(self, session: int = 0, seq: int = 0) -> Model:
+        """The keyframe, or the whole model as an answer."""
+        return self._message(self._packed(), session=session, seq=seq)
+
+    def answer(self, device: DeviceId, base: str, *, session: int = 0, seq: int = 0, iterations: int = 0) -> Model:
+        """The answer to the update (session, seq) of a device that holds the vector of digest `base`, "" = unknown.
+
+        Where answers are differences, what the device holds from now on is remembered: an answer that gets lost shows
+        in the `base` of its next update.
+        """
+        view = self._held(device, base) if self._regime.delta_down else None
+        encoded, known = (self._packed(), "") if view is None else (self._difference(view), base)
+        if encoded.view is not None:
+            self._remember(device, encoded.view)
+        return self._message(encoded, session=session, seq=seq, base=known, iterations=iterations)
+
+    def _message(self, encoded: Encoded, *, session: int, seq: int, base: str = "", iterations: int = 0) -> Model:
         return Model(
             run=self._run,
             version=self.version,
             session=session,
             seq=seq,
+            base=base,
+            iterations=iterations,
             model=self._sha256,
-            codec=self._codec,
+            codec=encoded.codec,
             parameters=self.vector.size,
-            body=self._packed(),
+            body=encoded.body,
         )
 
-    def _packed(self) -> bytes:
-        if self._body is None:
-            self._body = pack(self.vector, self._codec)
-            if self._keeps_bases:
-                self._bases[self.version] = unpack(self._body, self._codec, self.vector.size)
-                while len(self._bases) > BASES_MAX:
-                    self._bases.popitem(last=False)
-        return self._body
+    def _held(self, device: DeviceId, base: str) -> View | None:
+        """What a device holds, if the digest it names is one we know."""
+        view = self._views.get(device)
+        if view is not None and view.sha256 == base:
+            return view
+        return self._wholes.get(base)
+
+    def _remember(self, device: DeviceId, view: View) -> None:
+        self._views[device] = view
+        self._views.move_to_end(device)
+        most = max(1, VIEWS_BYTES_MAX // max(1, view.vector.nbytes))
+        while len(self._views) > most:
+            self._views.popitem(last=False)
+
+    def _difference(self, view: View) -> Encoded:
+        """The difference from a view; made once for all devices that hold the same."""
+        if view.sha256 not in self._differences:
+            body = pack(self.vector - view.vector, self._codec_down)
+            vector = view.vector + unpack(body, self._codec_down, self.vector.size)
+            self._differences[view.sha256] = Encoded(
+                codec=self._codec_down, body=body, view=View(vector=vector, sha256=sha256(vector))
+            )
+        return self._differences[view.sha256]
+
+    def _packed(self) -> Encoded:
+        if self._whole is None:
+            body, view = pack(self.vector, self._codec), None
+            if self._regime.needs_base or self._regime.delta_down:
+                vector = unpack(body, self._codec, self.vector.size)
+                _keep(self._bases, self.version, vector)
+                if self._regime.delta_down:
+                    view = View(vector=vector, sha256=sha256(vector))
+                    _keep(self._wholes, view.sha256, view)
+            self._whole = Encoded(codec=self._codec, body=body, view=view)
+        return self._whole
+
+
+def _keep(kept: OrderedDict[K, V], key: K, value: V) -> None:
+    kept[key] = value
+    while len(kept) > BASES_MAX:
+        kept.popitem(last=False)

@@ -2,6 +2,11 @@
 
 Knows strategies and numbers, no messages. `Device` owns one per run and throws it away with the run.
 
+Where a strategy sends displacements, three things are kept that a whole model does not need: the vector from which the
+next displacement counts (`origin`: the model received, or the local one at the last push), what the codec has cut off
+so far (`residual`, added to the next one), and, when an answer comes while training went on, what was learnt since the
+push, which is put on top of it. So nothing learnt is sent twice, and nothing is thrown away for having waited.
+
 Divergence sends a device back to the model it received, at half the learning rate for the next iteration. The gate is
 told of it (its losses belong to a course that is thrown away) but not begun anew: its age goes on, so a device that
 diverges again and again is still forced to publish at the next iteration that ends well (algorithms.md section 6).
@@ -11,28 +16,41 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from hermes_iot.algorithms.strategies.base import Decision, Strategy
-from hermes_iot.algorithms.trees import is_finite
-from hermes_iot.domain import DeviceId, Params, Trained, TrainJob, stable_int
+from hermes_iot.algorithms.compression import pack, pack_with_feedback
+from hermes_iot.algorithms.strategies.base import Decision, Strategy, Work
+from hermes_iot.algorithms.trees import is_finite, sha256
+from hermes_iot.domain import DeviceId, Params, Probe, Ranges, Trained, TrainJob, stable_int
 from hermes_iot.protocol.messages import Allocation, RunManifest
 
 #: The iteration time reported is the median of so many; one slow iteration (another process, a GC) is not a trend.
 _TIMES_KEPT = 5
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """What is to be pushed: the encoded vector, and the local iterations and mini-batches it stands for."""
+
+    body: bytes
+    iterations: int
+    steps: int
+
+
 class Learner:
     """Mutable, owned by one `Device`.
 
     Attributes:
-        base, base_version: the model last received; None before the first.
+        regime: what the strategy asks of the run.
+        base, base_version, base_sha256: the model last received; None before the first. The digest is kept only where
+            answers are differences.
         iterations, published, mini_batches, diverged: counters of this process in this run.
-        since_push: local iterations that the next push would stand for.
+        since_push, steps_since_push: local iterations and mini-batches that the next push would stand for.
         decision, loss: of the newest iteration.
-        outgoing: the vector to push and the iterations it stands for, after a decision to push; else None.
+        outgoing: after a decision to push; else None.
+        summoned: the fleet wants a push at the end of this iteration, whatever the strategy decides.
     """
 
     def __init__(self, manifest: RunManifest, strategy: Strategy[Any, Any], device: DeviceId) -> None:
@@ -41,17 +59,26 @@ class Learner:
         self._who = stable_int(device)
         self._policy: Any = None
         self._params: Params | None = None
-        self._arrived: tuple[int, Params] | None = None
+        self._origin: Params | None = None
+        self._residual: Params | None = None
+        self._arrived: tuple[int, Params, int] | None = None
         self._rate_scale = 1.0
-        self._size = (0, 0)
+        self._size = (0, 0, 0)
         self._times: deque[float] = deque(maxlen=_TIMES_KEPT)
+        self._batch_times: deque[float] = deque(maxlen=_TIMES_KEPT)
+        self._walked = self._walked_at_base = 0
+        self._ground: tuple[Ranges, tuple[str, ...]] = ((), ())
+        self.regime = strategy.regime
         self.base: Params | None = None
         self.base_version = 0
+        self.base_sha256 = ""
         self.decision = Decision(push=False, why="")
         self.loss: float | None = None
-        self.outgoing: tuple[Params, int] | None = None
+        self.outgoing: Outgoing | None = None
+        self.summoned = False
         self.iterations = 0
         self.since_push = 0
+        self.steps_since_push = 0
         self.published = 0
         self.mini_batches = 0
         self.diverged = 0
@@ -61,31 +88,53 @@ class Learner:
         """Typical seconds of one iteration at the present size; 0 when not known yet."""
         return median(self._times) if self._times else 0.0
 
-    def adopt(self, version: int, vector: Params) -> None:
-        """Train from the fleet's model from now on."""
+    @property
+    def batch_s(self) -> float:
+        """Typical seconds of one mini-batch, whatever the size; 0 when not known yet."""
+        return median(self._batch_times) if self._batch_times else 0.0
+
+    def adopt(self, version: int, vector: Params, iterations: int = 0) -> None:
+        """Train from the fleet's model from now on; `iterations` as in `Model`."""
         if self._policy is None:
             self._policy = self._strategy.device_start(vector)
-        self.base = self._params = vector
+        self._policy = self._strategy.adopted(self._policy, vector, iterations=iterations)
+        ahead = self.regime.displaces and self._params is not None and self._params is not self._origin
+        if ahead and self._params is not None and self._origin is not None:
+            self._params = vector + (self._params - self._origin)
+        else:
+            self._params = vector
+            self.since_push = self.steps_since_push = 0
+        self.base = self._origin = vector
         self.base_version = version
-        self.since_push = 0
+        if self.regime.delta_down:
+            self.base_sha256 = sha256(vector)
+        self._walked_at_base = self._walked
         self._arrived = None
 
-    def adopt_later(self, version: int, vector: Params) -> None:
+    def adopt_later(self, version: int, vector: Params, iterations: int = 0) -> None:
         """The same, at the end of the iteration that is running."""
-        self._arrived = (version, vector)
+        self._arrived = (version, vector, iterations)
 
     def reallocated(self, allocation: Allocation) -> None:
         """Another allocation is in force; times of another size say nothing about it (a new shard is no new size)."""
-        size = (allocation.samples, allocation.batch)
+        size = (allocation.samples, allocation.batch, allocation.steps)
         if size != self._size:
             self._size = size
             self._times.clear()
 
-    def job(self, allocation: Allocation, shard: str, session: int) -> TrainJob | None:
-        """The next iteration; None without a model."""
+    def job(self, allocation: Allocation, shard: str, session: int, *, shards: tuple[str, ...] = ()) -> TrainJob | None:
+        """The next iteration; None without a model. `shards`: the pieces of a walk that are at hand."""
         if self._params is None:
             return None
         manifest = self._manifest
+        walks = manifest.data.sampling == "walk"
+        steps = 0
+        if walks and (allocation.rows, shards) != self._ground:
+            # Positions of the walk over other rows tell nothing about these.
+            self._ground = (allocation.rows, shards)
+            self._walked_at_base = self._walked
+        if walks:
+            steps = allocation.steps or max(1, round(manifest.epochs * allocation.samples / allocation.batch))
         return TrainJob(
             start=self._params,
             samples=allocation.samples,
@@ -98,50 +147,109 @@ class Learner:
             shard=shard,
             key=(manifest.seed, self._who, session, self.iterations),
             slice_key=(manifest.seed, self._who),
+            steps=steps,
+            walked=self._walked,
+            shards=shards,
+            probe=self._probe(Work(steps=steps, batch=allocation.batch, share=allocation.share)) if walks else None,
+        )
+
+    def _probe(self, work: Work) -> Probe | None:
+        wanted = self._strategy.test(self._policy, work)
+        if wanted is None or self.base is None or self._origin is None:
+            return None
+        return Probe(
+            base=self.base,
+            origin=self._origin,
+            weight=wanted.weight,
+            rows=wanted.rows,
+            since=self._walked_at_base if wanted.strict else None,
         )
 
     def recount(self) -> None:
         """Begin the counters anew."""
         self.iterations = self.published = self.mini_batches = self.diverged = 0
 
-    def take(self, result: Trained, seconds: float) -> Decision:
-        """Count one iteration, ask the gate, and make what is to be pushed."""
+    def take(self, result: Trained, seconds: float, *, hold: bool = False) -> Decision:
+        """Count one iteration, ask the gate, and make what is to be pushed.
+
+        Args:
+            result: of the iteration.
+            seconds: how long it took.
+            hold: an earlier update is still under way. A displacement then waits for the end of a later iteration.
+        """
         # The first iteration of a process pays for lazy initialisation and says nothing about the board's speed.
         if self.iterations > 0:
             self._times.append(seconds)
+            if result.mini_batches:
+                self._batch_times.append(seconds / result.mini_batches)
         self.iterations += 1
         self.since_push += 1
         self.mini_batches += result.mini_batches
+        self.steps_since_push += result.mini_batches
+        if self._manifest.data.sampling == "walk":
+            self._walked += result.samples
         self.outgoing = None
         self.loss = result.loss if math.isfinite(result.loss) else None
-        if self._arrived is not None:
+        sound = self.loss is not None and is_finite(result.params)
+        if self._arrived is not None and not (sound and self.regime.displaces):
             # The answer to an earlier push came while this iteration ran: the fleet's model wins over local work.
+            self._params = self._origin
             self.adopt(*self._arrived)
             self.decision = Decision(push=False, why="superseded")
-        elif self.loss is None or not is_finite(result.params):
+        elif not sound:
             self._diverge(result)
         else:
-            self._go_on(result)
+            self._go_on(result, hold=hold and self.regime.displaces)
         return self.decision
 
-    def _go_on(self, result: Trained) -> None:
-        policy, decision = self._strategy.observe(self._policy, result)
-        if decision.push:
-            assert self.base is not None  # noqa: S101 - there is no job without a model
-            policy, vector = self._strategy.contribution(policy, base=self.base, params=result.params)
-            if not is_finite(vector):  # a difference or a sum may overflow where the model itself does not
-                self._diverge(result)
-                return
-            self.outgoing = (vector, self.since_push)
-            self.since_push = 0
-            self.published += 1
-        self._rate_scale = 1.0
+    def _go_on(self, result: Trained, *, hold: bool) -> None:
+        assert self.base is not None  # noqa: S101 - there is no job without a model
+        assert self._origin is not None  # noqa: S101 - it is there with the base
+        before = self._policy
+        policy, decision = self._strategy.observe(before, result, self._origin)
+        if self.summoned and not decision.push:
+            decision = replace(decision, push=True, why="summoned")
+        if hold and decision.push:
+            decision = replace(decision, push=False, why="held")
         self._params, self._policy, self.decision = result.params, policy, decision
+        if self._arrived is not None:
+            self.adopt(*self._arrived)
+        if decision.push and not self._push():
+            self._policy = before
+            self._diverge(result)
+            return
+        self._rate_scale = 1.0
+
+    def _push(self) -> bool:
+        """Make what is sent; False where a difference or a sum overflows, as it may where the model itself does not."""
+        regime, params = self.regime, self._params
+        start = self._origin if regime.displaces else self.base
+        assert params is not None  # noqa: S101 - just trained
+        assert start is not None  # noqa: S101 - see `_go_on`
+        policy, vector = self._strategy.contribution(self._policy, base=start, params=params)
+        if not is_finite(vector):
+            return False
+        if regime.displaces:
+            body, residual = pack_with_feedback(vector, self._residual, self._manifest.codec)
+            if not is_finite(residual):
+                return False
+            self._residual, self._origin = residual, params
+        else:
+            body = pack(vector, self._manifest.codec)
+        self._policy = policy
+        self.outgoing = Outgoing(body=body, iterations=self.since_push, steps=self.steps_since_push)
+        self.since_push = self.steps_since_push = 0
+        self.published += 1
+        self.summoned = False
+        return True
 
     def _diverge(self, result: Trained) -> None:
         """Back to the model received; nothing of this is ever pushed."""
         self.diverged += 1
         self._rate_scale *= 0.5
-        self._params = self.base
-        self._policy, judged = self._strategy.observe(self._policy, replace(result, loss=math.nan))
+        self._params = self._origin = self.base
+        self._residual = None
+        self.steps_since_push = 0
+        assert self.base is not None  # noqa: S101 - there is no job without a model
+        self._policy, judged = self._strategy.observe(self._policy, replace(result, loss=math.nan), self.base)
         self.decision = replace(judged, push=False, why="diverged")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from hermes_iot.domain import DeviceId
+from hermes_iot.domain import DeviceId, Sizing
 from hermes_iot.protocol.messages import Allocation, DeviceState, DeviceStatus
 
 #: Sizes whose time is kept beside the first one.
@@ -21,6 +21,13 @@ class Timing:
     samples: int
     batch: int
     iteration_s: float
+
+    def dump(self) -> dict[str, Any]:
+        """For a checkpoint; `asdict` copies deeply, which a thousand devices' checkpoint spent most of its time on."""
+        return {name: getattr(self, name) for name in _TIMED}
+
+
+_TIMED: Final = tuple(Timing.__dataclass_fields__)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,6 +46,10 @@ class Totals:
     def of(cls, state: DeviceState) -> Totals:
         """Those in one report."""
         return cls(**{name: getattr(state, name) for name in _COUNTERS})
+
+    def dump(self) -> dict[str, int]:
+        """For a checkpoint."""
+        return {name: getattr(self, name) for name in _COUNTERS}
 
     def plus(self, other: Totals) -> Totals:
         """Added up."""
@@ -63,6 +74,10 @@ class Member:
         earlier: the counters of all sessions before it.
         timings: one entry for each size it was measured under, the first and the newest ones, oldest first.
         iteration_s: newest time under the allocation in force; 0 when it has not been measured yet.
+        batch_s: seconds of one mini-batch, whatever the size, as reported last; 0 when not known.
+        heard_at: when it said anything last.
+        base: digest of the vector it held when it sent its newest update, where answers are differences.
+        owed: its newest update was taken, and its answer waits for others.
         waited_since: since when it could have been measured: it came, or got another size.
     """
 
@@ -76,6 +91,10 @@ class Member:
     birth: DeviceStatus | None = None
     state: DeviceState | None = None
     iteration_s: float = 0.0
+    batch_s: float = 0.0
+    heard_at: float = 0.0
+    base: str = ""
+    owed: bool = False
     waited_since: float = 0.0
     applied: int = 0
     timings: list[Timing] = field(default_factory=list)
@@ -87,6 +106,14 @@ class Member:
     def acked(self) -> tuple[int, int]:
         """What an ack names: everything up to here was handled, and no session below this one is listened to."""
         return max(self.handled, (self.session, 0))
+
+    @property
+    def sizing(self) -> Sizing | None:
+        """The size it was given last."""
+        one = self.allocation
+        if one is None:
+            return None
+        return Sizing(samples=one.samples, batch=one.batch, steps=one.steps, share=one.share)
 
     @property
     def obeyed(self) -> int:
@@ -106,6 +133,7 @@ class Member:
             self.earlier = self.earlier.plus(self.counted)
         self.counted_session, self.counted = state.session, Totals.of(state)
         self.state = state
+        self.batch_s = state.batch_s or self.batch_s
         self._measure(state)
         return True
 
@@ -127,9 +155,9 @@ class Member:
             "handled": list(self.handled),
             "applied": self.applied,
             "counted_session": self.counted_session,
-            "counted": asdict(self.counted),
-            "earlier": asdict(self.earlier),
-            "timings": [asdict(timing) for timing in self.timings],
+            "counted": self.counted.dump(),
+            "earlier": self.earlier.dump(),
+            "timings": [timing.dump() for timing in self.timings],
         }
 
     @classmethod
@@ -176,6 +204,9 @@ class Member:
             "iteration_s_before": first.iteration_s if first is not None else None,
             "iteration_s": last.iteration_s if last is not None else None,
             "allocations": self.allocation.version if self.allocation is not None else 0,
+            "steps": self.allocation.steps if self.allocation is not None else 0,
+            "share": self.allocation.share if self.allocation is not None else 0.0,
+            "batch_s": self.batch_s or None,
         }
 
     def _measure(self, state: DeviceState) -> None:

@@ -13,9 +13,14 @@ while the update is not even acked would leave the update unrepeated.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from hermes_iot.core.retry import Retry
 from hermes_iot.protocol.messages import Update
+
+#: A slow link's speed: an update and its answer are given this much time before it is asked again, or a large model on
+#: such a link would be sent twice for nothing.
+BYTES_PER_S: Final = 32_000
 
 #: What an answer to a request has in place of (session, seq).
 TO_REQUEST = (0, 0)
@@ -44,7 +49,7 @@ class Outbox:
         self.awaiting = (update.session, update.seq)
         self.since = now
         self._requested = False
-        self.retry.start(now=now)
+        self.retry.start(now=now, allow_s=len(update.body) / BYTES_PER_S)
 
     def acked(self, session: int, seq: int) -> None:
         """The update (session, seq), and every earlier one, was handled."""

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
 
 from hermes_iot.algorithms.compression import unpack
+from hermes_iot.algorithms.trees import is_finite
 from hermes_iot.core.board import Board
 from hermes_iot.core.effects import Effect, FetchKeyframe, FindShard, ForgetKeyframe, Record, Send, StoreShard, Train
 from hermes_iot.core.learner import Learner
@@ -114,15 +114,24 @@ class Participation:
             return self._ignore("model of another run", model.run)
         if model.model != manifest.model.sha256 or model.parameters != manifest.model.parameters:
             raise ProtocolError("model_mismatch", f"a model of {model.parameters} parameters, not this run's")
+        if model.base and (learner.base is None or model.base != learner.base_sha256):
+            # It was made for somebody who holds what we do not: ask for the whole.
+            self.outbox.acked(model.session, model.seq)
+            self.outbox.retry.hasten(now=now)
+            return [*self._ignore("difference from a model not held here", model.base[:12]), *self.expire(now=now)]
         # Decoded first: a damaged answer must leave the outbox waiting for a good one.
         vector = unpack(model.body, model.codec, model.parameters)
+        if model.base and learner.base is not None:
+            vector = learner.base + vector
+            if not is_finite(vector):
+                raise ProtocolError("finite", "the difference leads out of float32")
         answered = not keyframe and self.outbox.answered(model.session, model.seq)
         if learner.base is not None and not answered:
             return []
         if self._training:
-            learner.adopt_later(model.version, vector)
+            learner.adopt_later(model.version, vector, model.iterations)
             return []
-        learner.adopt(model.version, vector)
+        learner.adopt(model.version, vector, model.iterations)
         return [*self.forget_keyframe(), *self.proceed(now=now)]
 
     def shard_came(self, shard: Shard) -> list[Effect]:
@@ -135,9 +144,16 @@ class Participation:
         """The cache was asked: the shard is at hand, or must be requested."""
         if found:
             self._shelf.stored(sha256)
-            return self.proceed(now=now)
+            return [*self._ask_for_pieces(now), *self.proceed(now=now)]
+        self._shelf.not_found(sha256)
+        return self._ask_for_pieces(now)
+
+    def _ask_for_pieces(self, now: float) -> list[Effect]:
+        """The next few of the shards that are nowhere here, if it is time to ask for them."""
+        if not self._board.connected or not (names := self._shelf.to_ask_for()):
+            return []
         self._lacking.start(now=now)
-        return [self._request("shard", sha256)] if self._board.connected else []
+        return [self._request_shards(names)]
 
     def trained(self, result: Trained, seconds: float, *, now: float) -> list[Effect]:
         """One local iteration ended after `seconds`; one of an earlier run, or after the end, is worth nothing."""
@@ -145,7 +161,8 @@ class Participation:
         learner, allocation = self.learner, self._shelf.allocation
         if not ours or self.phase == "finished" or learner is None or allocation is None:
             return []
-        decision = learner.take(result, seconds)
+        measured = learner.batch_s > 0
+        decision = learner.take(result, seconds, hold=self.outbox.awaiting is not None)
         self._state_changed = True
         metrics = metrics_of(
             self.manifest, self._board.memory.session, learner, batch=allocation.batch, result=result, seconds=seconds
@@ -156,6 +173,8 @@ class Participation:
             effects.append(self._board.send(metrics))
         if learner.outgoing is not None:
             effects += self._push(learner, allocation, result, seconds, now)
+        if not measured and learner.batch_s > 0:
+            effects += self.report(now=now)  # who gives out the work waits for this number
         return effects
 
     def untrainable(self, why: str, *, now: float) -> list[Effect]:
@@ -173,6 +192,11 @@ class Participation:
         self._lacking.stop()
         self._enter("finished")
 
+    def summon(self) -> None:
+        """The fleet wants to hear from this device at the end of its iteration; one that waits has said all it has."""
+        if self.learner is not None and self.outbox.awaiting is None:
+            self.learner.summoned = True
+
     def reopen(self, head: ModelHead | None, allocation: Allocation | None, *, now: float) -> list[Effect]:
         """The coordinator came back before it could record the end: the run goes on where it was."""
         self._enter("waiting" if self._prepared else "starting")
@@ -189,7 +213,8 @@ class Participation:
         if self.phase == "pushed":
             # At once where the connection was lost meanwhile: nobody is there to be waited for.
             patience_s = self._board.settings.alone_after_s if self._board.heard else 0.0
-            deadlines.append(self.outbox.since + patience_s)
+            waits = self._board.heard and self.learner is not None and self.learner.regime.waits
+            deadlines.append(None if waits else self.outbox.since + patience_s)
         return min((one for one in deadlines if one is not None), default=None)
 
     def expire(self, *, now: float) -> list[Effect]:
@@ -197,7 +222,7 @@ class Participation:
         effects: list[Effect] = []
         if self._board.connected and self.outbox.due(now=now):
             update = self.outbox.update
-            effects.append(self._board.send(update) if update is not None else self._request("model"))
+            effects.append(self._board.send(update) if update is not None else self._request_model())
         if self._board.connected and self._lacking.due(now=now):
             effects += self._ask_for_what_is_lacking()
         return [*effects, *self.proceed(now=now), *self.refresh(now=now)]
@@ -213,7 +238,9 @@ class Participation:
         effects += [FindShard(sha256=sha256) for sha256 in self._shelf.wanted()]
         allocation = self._shelf.allocation
         shard = self._shelf.shard(prefer_next=self.manifest.data.sampling == "fresh")
-        job = learner.job(allocation, shard, board.memory.session) if allocation is not None else None
+        job = None
+        if allocation is not None:
+            job = learner.job(allocation, shard, board.memory.session, shards=self._shelf.pieces())
         if board.paused:
             self._enter("paused")
         elif job is None:
@@ -229,9 +256,10 @@ class Participation:
 
     def _must_wait(self, now: float) -> bool:
         """Wait for the answer to a push, unless nobody is there to give it."""
-        if self.outbox.awaiting is None or not self._board.heard:
+        regime = self.learner.regime if self.learner is not None else None
+        if self.outbox.awaiting is None or not self._board.heard or regime is None or regime.overlaps:
             return False
-        return now < self.outbox.since + self._board.settings.alone_after_s
+        return regime.waits or now < self.outbox.since + self._board.settings.alone_after_s
 
     def _obey(self, learner: Learner, now: float) -> list[Effect]:
         """A new allocation is in force: remember its version, and say so."""
@@ -247,14 +275,14 @@ class Participation:
     ) -> list[Effect]:
         if learner.outgoing is None:
             return []
-        board, (vector, iterations) = self._board, learner.outgoing
+        board = self._board
         board.memory = replace(board.memory, seq=board.memory.seq + 1)
         update = update_of(
             self.manifest,
             board.memory,
-            vector=vector,
+            outgoing=learner.outgoing,
             base_version=learner.base_version,
-            iterations=iterations,
+            base_sha256=learner.base_sha256,
             batch=allocation.batch,
             result=result,
             seconds=seconds,
@@ -266,9 +294,9 @@ class Participation:
     def _ask_for_what_is_lacking(self) -> list[Effect]:
         """Whatever keeps this device from training, once more."""
         self._shelf.retry()
-        effects: list[Effect] = [self._request("shard", sha256) for sha256 in self._shelf.missing()]
+        effects: list[Effect] = [self._request_shards(names)] if (names := self._shelf.missing()) else []
         if self.learner is not None and self.learner.base is None:
-            effects.append(self._request("model"))
+            effects.append(self._request_model())
         if self._shelf.allocation is None:
             effects.append(self._board.send(self._board.birth))  # whoever sees it born gives it an allocation
         if not effects:
@@ -308,10 +336,14 @@ class Participation:
         self._state_changed = self._state_changed or phase != self.phase
         self.phase = phase
 
-    def _request(self, want: Literal["model", "shard"], sha256: str = "") -> Send:
-        return self._board.send(
-            Request(run=self.manifest.run, session=self._board.memory.session, want=want, sha256=sha256)
-        )
+    def _request_model(self) -> Send:
+        return self._board.send(Request(run=self.manifest.run, session=self._board.memory.session, want="model"))
+
+    def _request_shards(self, names: list[str]) -> Send:
+        """One is named as it always was; more than one in a list."""
+        one, more = (names[0], ()) if len(names) == 1 else ("", tuple(names))
+        session = self._board.memory.session
+        return self._board.send(Request(run=self.manifest.run, session=session, want="shard", sha256=one, shards=more))
 
     def _ignore(self, what: str, which: str) -> list[Effect]:
         self._traffic.dropped += 1

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hermes_iot.algorithms.compression import pack
 from hermes_iot.core.effects import Record, StoreMemory
-from hermes_iot.core.learner import Learner
-from hermes_iot.domain import Params, Trained
+from hermes_iot.core.learner import Learner, Outgoing
+from hermes_iot.domain import Trained
 from hermes_iot.protocol.messages import Allocation, DeviceState, Metrics, Phase, RunManifest, Update
 
 
@@ -61,6 +60,7 @@ def state_of(
         dropped=traffic.dropped,
         bytes_up=traffic.bytes_up,
         bytes_down=traffic.bytes_down,
+        batch_s=learner.batch_s if learner is not None else 0.0,
     )
 
 
@@ -68,14 +68,14 @@ def update_of(
     manifest: RunManifest,
     memory: StoreMemory,
     *,
-    vector: Params,
+    outgoing: Outgoing,
     base_version: int,
-    iterations: int,
+    base_sha256: str,
     batch: int,
     result: Trained,
     seconds: float,
 ) -> Update:
-    """One update, named by the session and seq in `memory`; `result` is the newest of its `iterations`."""
+    """One update, named by the session and seq in `memory`; `result` is the newest of the iterations it stands for."""
     return Update(
         run=manifest.run,
         session=memory.session,
@@ -89,8 +89,10 @@ def update_of(
         batch=batch,
         mini_batches=result.mini_batches,
         train_s=seconds,
-        iterations=iterations,
-        body=pack(vector, manifest.codec),
+        iterations=outgoing.iterations,
+        steps=outgoing.steps,
+        base=base_sha256,
+        body=outgoing.body,
     )
 
 

@@ -23,10 +23,10 @@ class Retry:
     deadline: float | None = None
     _pause_s: float = 0.0
 
-    def start(self, *, now: float) -> None:
-        """Something has just been asked for: wait the first pause."""
+    def start(self, *, now: float, allow_s: float = 0.0) -> None:
+        """Something has just been asked for: wait the first pause, and `allow_s` for what it takes on its way."""
         self._pause_s = self.first_s
-        self.deadline = now + self._pause_s
+        self.deadline = now + self._pause_s + allow_s
 
     def stop(self) -> None:
         """Nothing is wanted any more."""

@@ -39,6 +39,7 @@ class CoordinatorSettings:
         linger_s: after the end, how long to wait for the devices' last counters.
         farewell_s: after the end, how long to wait for a broker that is away: until it is told, devices train on.
         devices_max: more devices than this are not let in.
+        measure_interval_s: models whose score the strategy did not need are measured at most this often; 0 = each.
     """
 
     rules: StopRules = field(default_factory=StopRules)
@@ -52,3 +53,4 @@ class CoordinatorSettings:
     linger_s: float = 5.0
     farewell_s: float = 600.0
     devices_max: int = 100_000
+    measure_interval_s: float = 0.0

@@ -3,11 +3,19 @@
 A new allocation comes into force only once its rows are at hand; until then the old one serves, so a device that
 waits for data keeps training on what it has. Only shards that an allocation here names are remembered: the cache on
 disk knows what else there is.
+
+A walk goes over many pieces, and comes into force with the first of them: the rest is fetched meanwhile, a few at a
+time, so that a model on its way down never has more than those few before it.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from hermes_iot.protocol.messages import Allocation
+
+#: Pieces that may be on their way at one time.
+PIECES_UNDER_WAY: Final = 8
 
 
 class Shelf:
@@ -23,6 +31,8 @@ class Shelf:
         self._rejected: Allocation | None = None
         self._held: set[str] = set()
         self._sought: set[str] = set()
+        self._absent: set[str] = set()
+        self._asked: set[str] = set()
 
     @property
     def newest(self) -> int:
@@ -40,7 +50,10 @@ class Shelf:
 
     def advance(self) -> bool:
         """Put the waiting allocation in force if its rows are here; whether anything changed."""
-        if self._next is None or self._next.shard not in {"", *self._held}:
+        coming = self._next
+        if coming is None or coming.shard not in {"", *self._held}:
+            return False
+        if coming.shards and self._held.isdisjoint(coming.shards):
             return False
         self.allocation, self._next = self._next, None
         self._tidy()
@@ -52,8 +65,11 @@ class Shelf:
         A shard's place in the cache may have been given to another: it has to be looked for again.
         """
         self._rejected, self.allocation = self.allocation, None
-        self._held.discard(shard)
-        self._sought.discard(shard)
+        for name in (shard, *(self._rejected.shards if self._rejected is not None else ())):
+            self._held.discard(name)
+            self._sought.discard(name)
+            self._absent.discard(name)
+            self._asked.discard(name)
 
     def retry(self) -> None:
         """What could not be trained on may have another try."""
@@ -67,7 +83,24 @@ class Shelf:
 
     def missing(self) -> list[str]:
         """Shards looked for but still not here: worth asking for again."""
-        return sorted(self._sought - self._held)
+        lacking = [name for name in self._named() if name in self._sought and name not in self._held]
+        self._asked = set(lacking[:PIECES_UNDER_WAY])
+        return lacking[:PIECES_UNDER_WAY]
+
+    def not_found(self, sha256: str) -> None:
+        """A shard was looked for and is not in the cache."""
+        if sha256 in self._sought:
+            self._absent.add(sha256)
+
+    def to_ask_for(self) -> list[str]:
+        """What to ask for now: the next few of what is absent, once at most half of the few before is outstanding."""
+        outstanding = self._asked - self._held
+        if len(outstanding) > PIECES_UNDER_WAY // 2:
+            return []
+        lacking = [name for name in self._named() if name in self._absent and name not in outstanding]
+        asked = lacking[: PIECES_UNDER_WAY - len(outstanding)]
+        self._asked = outstanding | set(asked)
+        return asked
 
     def asked_for(self, sha256: str) -> bool:
         """Whether a shard that arrives was sought."""
@@ -77,6 +110,11 @@ class Shelf:
         """A shard is at hand."""
         if sha256 in self._sought:
             self._held.add(sha256)
+            self._absent.discard(sha256)
+
+    def pieces(self) -> tuple[str, ...]:
+        """The pieces to walk over: those of the allocation in force that are here, in its order."""
+        return tuple(name for name in self.allocation.shards if name in self._held) if self.allocation else ()
 
     def shard(self, *, prefer_next: bool) -> str:
         """The shard to train on: the prefetched one as soon as it is here when samples shall be fresh."""
@@ -86,12 +124,14 @@ class Shelf:
         return following if prefer_next and following in self._held else self.allocation.shard
 
     def _named(self) -> list[str]:
-        names = [self._next.shard] if self._next is not None else []
+        names = [self._next.shard, *self._next.shards] if self._next is not None else []
         if self.allocation is not None:
-            names += [self.allocation.shard, self.allocation.next_shard]
+            names += [self.allocation.shard, self.allocation.next_shard, *self.allocation.shards]
         return [name for name in dict.fromkeys(names) if name]
 
     def _tidy(self) -> None:
         named = set(self._named())
         self._held &= named
         self._sought &= named
+        self._absent &= named
+        self._asked &= named

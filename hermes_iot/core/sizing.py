@@ -7,12 +7,19 @@ bound goes to the allocator: one that does not know it would offer a fast device
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import Final
 
-from hermes_iot.algorithms.speed import Report
+from hermes_iot.algorithms.allocation import ROWS_MAX
+from hermes_iot.algorithms.speed import Report, mini_batches
 from hermes_iot.core.member import Member
 from hermes_iot.domain import DeviceId, Sizing
 from hermes_iot.errors import ProtocolError
 from hermes_iot.protocol.messages import DataInfo
+
+#: Who says nothing for so many iterations, and no less than so many seconds, is not counted on.
+SILENT_ITERATIONS: Final = 3
+SILENT_S: Final = 10.0
 
 
 def rows_max(member: Member, data: DataInfo) -> int | None:
@@ -26,34 +33,65 @@ def rows_max(member: Member, data: DataInfo) -> int | None:
 def fitted(size: Sizing, most: int | None) -> Sizing:
     """No more rows than `most`, a mini-batch no larger than its rows, and at least one of each."""
     samples = max(1, size.samples if most is None else min(size.samples, most))
-    return Sizing(samples=samples, batch=max(1, min(size.batch, samples)))
+    return replace(size, samples=samples, batch=max(1, min(size.batch, samples)))
+
+
+def in_rows(size: Sizing, data: DataInfo) -> Sizing:
+    """A size that is given as a share of the data, in rows; in local mode a device uses all it has."""
+    if not size.share:
+        return size
+    return replace(size, samples=max(size.batch, round(size.share * data.rows)) if data.rows else ROWS_MAX)
 
 
 def reports(
-    members: Iterable[Member], data: DataInfo, epochs: int, *, waited_since: float
+    members: Iterable[Member], data: DataInfo, epochs: int, *, now: float, patience_s: float, early: bool
 ) -> dict[DeviceId, Report] | None:
     """What the allocator may know of the devices that are online; None until each was measured at its present size.
 
     Nobody may hold up the whole fleet: a device that is paused is not waited for, nor one whose time is no
-    measurement (a claim of years), nor one that has been there since before `waited_since` without any.
+    measurement (a claim of years), nor one that has been there for `patience_s` without any. With `early` nobody is
+    waited for, a time at another size will do, and who has been silent for three iterations does not count.
     """
     found: dict[DeviceId, Report] = {}
     for member in members:
         if not member.online or (member.state is not None and member.state.phase == "paused"):
             continue
-        if member.allocation is None or not member.iteration_s:
-            if member.waited_since < waited_since:
+        if early:
+            report = _early(member, data, epochs, now)
+        elif member.allocation is None or not member.iteration_s:
+            if member.waited_since < now - patience_s:
                 continue
             return None
-        try:
-            found[member.device] = Report(
-                seconds=member.iteration_s,
-                samples=member.allocation.samples,
-                batch=member.allocation.batch,
-                epochs=epochs,
-                rows_max=rows_max(member, data),
-                iteration=member.state.iterations if member.state is not None else 0,
-            )
-        except ProtocolError:
-            continue
+        else:
+            report = _report(member, data, epochs, member.iteration_s)
+        if report is not None:
+            found[member.device] = report
     return found
+
+
+def _early(member: Member, data: DataInfo, epochs: int, now: float) -> Report | None:
+    allocation = member.allocation
+    if allocation is None or not member.batch_s:
+        return None
+    seconds = member.batch_s * (allocation.steps or mini_batches(epochs, allocation.samples, allocation.batch))
+    if now - member.heard_at > max(SILENT_S, SILENT_ITERATIONS * seconds):
+        return None
+    return _report(member, data, epochs, seconds, batch_s=member.batch_s)
+
+
+def _report(member: Member, data: DataInfo, epochs: int, seconds: float, *, batch_s: float = 0.0) -> Report | None:
+    allocation = member.allocation
+    if allocation is None:
+        return None
+    try:
+        return Report(
+            seconds=seconds,
+            samples=allocation.samples,
+            batch=allocation.batch,
+            epochs=epochs,
+            rows_max=rows_max(member, data),
+            iteration=member.state.iterations if member.state is not None else 0,
+            batch_s=batch_s,
+        )
+    except ProtocolError:
+        return None

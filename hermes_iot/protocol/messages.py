@@ -35,7 +35,7 @@ VERSION = 1
 RunState = Literal["running", "finished", "stopped"]
 Outcome = Literal["applied", "duplicate", "stale", "rejected"]
 Phase = Literal["starting", "waiting", "training", "pushed", "paused", "idle", "finished"]
-CommandName = Literal["ping", "pause", "resume", "resend", "drain"]
+CommandName = Literal["ping", "pause", "resume", "resend", "drain", "push"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,11 @@ class DataInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunManifest:
-    """``all/run``, retained: what a device needs to know to take part."""
+    """``all/run``, retained: what a device needs to know to take part.
+
+    Attributes:
+        codec, codec_down: of updates, and of the models that answer them.
+    """
 
     run: Name
     state: RunState
@@ -117,6 +121,7 @@ class RunManifest:
     telemetry: Telemetry = "off"
     reason: Text = ""
     software: Text = ""
+    codec_down: Codec = "fp16"
     v: Literal[1] = 1
 
 
@@ -142,6 +147,9 @@ class Allocation:
         shard: digest of the rows to fetch in shipped mode, and how many bytes they are.
         next_shard: digest of the shard to prefetch while training on this one.
         reason: why it changed, for a person.
+        steps: mini-batches of one iteration in a walk; 0 where `samples` and the run's epochs make an iteration.
+        share: of the fleet's speed; about the weight this device's update gets. 0 where nothing goes by speed.
+        shards: in a walk over shipped data, digests of the pieces to walk over; it begins with those at hand.
     """
 
     run: Name
@@ -155,6 +163,9 @@ class Allocation:
     next_shard: MaybeSha256 = ""
     next_shard_bytes: Count = 0
     reason: Text = ""
+    steps: Count = 0
+    share: Share = 0.0
+    shards: tuple[Sha256, ...] = ()
     v: Literal[1] = 1
 
 
@@ -211,6 +222,7 @@ class DeviceState:
         z: the gate's statistic at the newest iteration; null where it has none.
         bytes_up: payload bytes this device handed to the broker, `bytes_down` what it received, tensors and control.
         dropped: messages it refused as malformed, foreign or stale.
+        batch_s: seconds of one mini-batch, everything an iteration does counted in: comparable between sizes.
     """
 
     run: Text
@@ -234,17 +246,19 @@ class DeviceState:
     dropped: Count = 0
     bytes_up: Count = 0
     bytes_down: Count = 0
+    batch_s: Seconds = 0.0
     v: Literal[1] = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """``up/{device}/request``: please send the model, or the shard of this digest."""
+    """``up/{device}/request``: please send the model, or the shard of this digest, or all of these."""
 
     run: Name
     session: Count
     want: Literal["model", "shard"]
     sha256: MaybeSha256 = ""
+    shards: tuple[Sha256, ...] = ()
     v: Literal[1] = 1
 
 
@@ -289,6 +303,8 @@ class Update:
         body: `parameters` numbers in `codec`; what they are (model, displacement) is the strategy's.
         loss: the device's own test loss. Reported for people; the coordinator measures for itself.
         samples, mini_batches, train_s: of the newest iteration; `iterations`: local iterations since the last push.
+        steps: mini-batches since the last push.
+        base: SHA-256 of the vector the device last received, where an answer may be a difference from it.
     """
 
     run: Name
@@ -304,6 +320,8 @@ class Update:
     mini_batches: Count
     train_s: Seconds
     iterations: Count
+    steps: Count = 0
+    base: MaybeSha256 = ""
     body: bytes
     v: Literal[1] = 1
 
@@ -314,12 +332,16 @@ class Model:
 
     Attributes:
         session, seq: the update this answers; 0 in a keyframe and in an answer to a `Request`.
+        base: SHA-256 of the vector that `body` is to be added to; empty where it is the whole model.
+        iterations: how many local iterations to make before the next push; 0 = as the device's strategy finds.
     """
 
     run: Name
     version: Count
     session: Count = 0
     seq: Count = 0
+    base: MaybeSha256 = ""
+    iterations: Count = 0
     model: Sha256
     codec: Codec
     parameters: Positive

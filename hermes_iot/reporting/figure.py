@@ -1,4 +1,4 @@
-"""Draws a `Course`; the only home of matplotlib.
+"""Draws a `Course`; with `bench_figure` the only home of matplotlib.
 
 Objects only, no pyplot: that keeps figures in a global register, picks a screen backend, and is not for threads. The
 style is set for the time of drawing, so that a person's matplotlibrc neither breaks nor changes the picture. Colours

@@ -100,7 +100,7 @@ class CoordinatorRunner:
         run = left if left is not None else new_run_id(self.bench.task.name)
         self.config = config
         strategy, info = strategies.resolve(config.strategy).build(config.constants)
-        manifest = manifest_of(run, config, self.bench, info)
+        manifest = manifest_of(run, config, self.bench, info, strategy.regime)
         restored = self.run_dir.restored(run) if left is not None else None
         if restored is not None and restored.arrays["model"].size != manifest.model.parameters:
             raise Incompatible(
@@ -123,7 +123,7 @@ class CoordinatorRunner:
             settings=replace(
                 settings,
                 rules=config.rules,
-                first=first_size(config, self.bench, settings.first),
+                first=first_size(config, self.bench, strategy.regime, settings.first),
                 lag_max=config.lag_max,
             ),
             shard_of=self.bench.shard_of,

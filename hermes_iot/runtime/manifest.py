@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from hermes_iot import __version__
+from hermes_iot.algorithms.strategies.base import Regime
 from hermes_iot.config import RunConfig
-from hermes_iot.domain import RunId, Sizing
+from hermes_iot.domain import Codec, RunId, Sizing
+from hermes_iot.errors import UsageError
 from hermes_iot.protocol.messages import DataInfo, ModelInfo, RunManifest, StrategyInfo
 from hermes_iot.runtime.trainers import Bench
 
@@ -25,10 +27,12 @@ def new_run_id(task: str) -> str:
     return f"{word}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def manifest_of(run: str, config: RunConfig, bench: Bench, strategy: StrategyInfo) -> RunManifest:
-    """What the devices are told."""
+def manifest_of(run: str, config: RunConfig, bench: Bench, strategy: StrategyInfo, regime: Regime) -> RunManifest:
+    """What the devices are told: the person's choices, else the strategy's, else the task's."""
     signature = bench.trainer.signature
-    sampling = config.sampling or ("kept" if config.data_mode == "local" else "fresh")
+    sampling = config.sampling or regime.sampling
+    if config.sampling is None and sampling == "fresh" and config.data_mode == "local":
+        sampling = "kept"
     return RunManifest(
         run=RunId(run),
         state="running",
@@ -48,18 +52,32 @@ def manifest_of(run: str, config: RunConfig, bench: Bench, strategy: StrategyInf
             validation_fraction=config.validation_fraction,
             sha256=bench.data_sha256,
         ),
-        epochs=config.epochs or bench.defaults.epochs or _EPOCHS,
+        epochs=config.epochs or regime.epochs or bench.defaults.epochs or _EPOCHS,
         learning_rate=config.learning_rate or bench.defaults.learning_rate or _LEARNING_RATE,
-        codec=config.codec,
+        codec=_codec(config.codec or regime.codec_up, "--codec", displacement=regime.displaces),
+        codec_down=_codec(
+            config.codec_down or config.codec or regime.codec_down, "--codec-down", displacement=regime.delta_down
+        ),
         chunk_bytes=config.chunk_bytes,
         telemetry=config.telemetry,
         software=__version__,
     )
 
 
-def first_size(config: RunConfig, bench: Bench, otherwise: Sizing) -> Sizing:
-    """Size of a device that was not measured yet."""
-    return Sizing(
-        samples=config.samples or bench.defaults.samples or otherwise.samples,
-        batch=config.batch or bench.defaults.batch or otherwise.batch,
-    )
+def _codec(codec: Codec, option: str, *, displacement: bool) -> Codec:
+    if codec.startswith("topk") and not displacement:
+        raise UsageError(
+            f"{option} {codec} cannot be used with this strategy",
+            why="it sends whole models that way, and of a whole model no entry may be left out",
+            mend="Use fp16, int8 or int4",
+        )
+    return codec
+
+
+def first_size(config: RunConfig, bench: Bench, regime: Regime, otherwise: Sizing) -> Sizing:
+    """Size of a device that was not measured yet. A walk begins with rows for a few of its first iterations."""
+    batch = config.batch or regime.batch or bench.defaults.batch or otherwise.batch
+    if regime.steps:
+        return Sizing(samples=config.samples or regime.samples or regime.steps * batch, batch=batch, steps=regime.steps)
+    samples = config.samples or regime.samples or bench.defaults.samples or otherwise.samples
+    return Sizing(samples=samples, batch=batch)

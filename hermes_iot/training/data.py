@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -204,6 +204,17 @@ class Layout:
     def allotted(self, ranges: Ranges) -> Rows:
         """Indices into the training set for an allocation's ranges; raises ProtocolError like `positions`."""
         return self.pool[positions(ranges, self.pool.size)]
+
+    def part(self, rows: Rows) -> Layout:
+        """The same with a part of the pool, in the order given: positions in the pool, none twice.
+
+        Raises:
+            UsageError: there are none, one is named twice, or one is not in the pool.
+        """
+        if not rows.size or np.unique(rows).size != rows.size or rows.min() < 0 or rows.max() >= self.pool.size:
+            why = f"it names {rows.size} positions of {self.pool.size} rows"
+            raise UsageError("a part of the rows is empty, names one twice, or one that is not there", why=why)
+        return replace(self, pool=self.pool[rows])
 
 
 def lay_out(data: TaskData, *, seed: int, validation_fraction: float, rows: slice | None = None) -> Layout:

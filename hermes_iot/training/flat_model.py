@@ -79,6 +79,22 @@ class FlatModel:
         """Whether the model takes statistics over a batch, which a batch of one row does not have."""
         return any(isinstance(part, _BatchNorm) for part in self.module.modules())
 
+    def widest(self, x: Tensor) -> int:
+        """Numbers in the largest output of any part of the model, for each of the rows passed through; at least 1."""
+        sizes = [1]
+
+        def note(_part: nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                sizes.append(output.numel() // len(x))
+
+        hooks = [part.register_forward_hook(note) for part in self.module.modules()]
+        try:
+            self.module(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return max(sizes)
+
     def load(self, vector: Params) -> None:
         """Make the module's tensors those of a vector, shape (P,), and its local buffers those of its birth.
 

@@ -3,7 +3,8 @@
 `build_model()` returns an `nn.Module`; `load_data()` (or `load_data(data_dir)`) returns arrays, see `data.normalise`.
 There is no base class. A task may also define, at module level:
 
-- `loss(outputs, targets)`: a scalar, the mean over the rows. Default: cross-entropy for integer targets (binary
+- `loss(outputs, targets)`: a scalar, the mean over the rows; outputs that are one tensor have a row's answer in each
+  row. Default: cross-entropy for integer targets (binary
   cross-entropy when the model gives a single logit), mean squared error for float targets.
 - `accuracy(outputs, targets)`: the share of right answers in [0, 1].
 - `build_optimizer(parameters, learning_rate)`: a torch optimizer. Default: plain SGD.
@@ -49,6 +50,7 @@ BUILTIN: Final = {
     "cifar10": "hermes_iot.training.builtin.cifar10",
     "digits": "hermes_iot.training.builtin.digits",
     "mnist": "hermes_iot.training.builtin.mnist",
+    "mnist-cnn": "hermes_iot.training.builtin.mnist_cnn",
     "occupancy": "hermes_iot.training.builtin.occupancy",
 }
 

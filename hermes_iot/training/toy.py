@@ -7,12 +7,16 @@ about nine of ten, so a run has something to learn for a while and never reaches
 
 from __future__ import annotations
 
+import copy
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from hermes_iot.domain import ModelSignature, Params, Score, Split, TensorSpec, Trained, TrainJob
 from hermes_iot.errors import Incompatible
-from hermes_iot.training.data import Dataset, TaskData, lay_out
+from hermes_iot.training import paired
+from hermes_iot.training.data import Array, Dataset, Rows, TaskData, lay_out
 from hermes_iot.training.sampling import RowSource, ShardLookup, mini_batches
 
 
@@ -53,6 +57,18 @@ class ToyTrainer:
         return self._data
 
     @property
+    def targets(self) -> Array:
+        """Classes of the rows that can be allotted, shape (train_rows,): what a split among devices looks at."""
+        return self._data.train.y[self._layout.pool]
+
+    def sharing(self, *, pool: Rows | None = None, shards: ShardLookup | None = None) -> ToyTrainer:
+        """Another device's trainer on the same blobs and held-out rows, see `TorchTrainer.sharing`."""
+        layout = self._layout if pool is None else self._layout.part(pool)
+        sibling = copy.copy(self)
+        sibling._layout, sibling._source = layout, self._source.sharing(layout.pool, shards)  # noqa: SLF001 - one of us
+        return sibling
+
+    @property
     def signature(self) -> ModelSignature:
         """Weights (features, classes), then biases (classes,)."""
         weights = TensorSpec(name="weight", shape=(self._features, self._classes))
@@ -71,20 +87,19 @@ class ToyTrainer:
         """Plain SGD on the cross-entropy; a non-finite value anywhere gives loss NaN."""
         data, rows = self._source.draw(job)
         params = self._own(job.start)
-        weight, bias = self._views(params)
-        rate, steps = np.float32(job.learning_rate), 0
-        with np.errstate(all="ignore"):  # divergence is a result, not a warning
-            for batch in mini_batches(job, rows.train):
-                x, y = data.x[batch], data.y[batch]
-                slope = _softmax(x @ weight + bias)
-                slope[np.arange(y.size), y] -= 1
-                slope *= rate / np.float32(y.size)
-                weight -= x.T @ slope
-                bias -= slope.sum(axis=0)
-                steps += 1
-        loss = self._measure(params, data.take(rows.gate)).loss
-        finite = np.isfinite(loss) and bool(np.isfinite(params).all())
-        return Trained(params=params, loss=loss if finite else float("nan"), samples=rows.samples, mini_batches=steps)
+        walks, gain, evaluated = job.sampling == "walk", None, 0
+        steps, loss = self._descend(job, params, data, rows.train, losses=walks)
+        if not walks:
+            loss, evaluated = self._measure(params, data.take(rows.gate)).loss, rows.gate.size
+        if not (math.isfinite(loss) and np.isfinite(params).all()):
+            loss = math.nan
+        elif walks and job.probe is not None and rows.gate.size:
+            tested, merged = data.take(rows.gate), paired.merged(job.probe, params)
+            before, after = (self._losses(model, tested) for model in (self._own(job.probe.base), merged))
+            gain, evaluated = paired.gain(before, after), 2 * tested.rows
+        return Trained(
+            params=params, loss=loss, samples=rows.samples, mini_batches=steps, gain=gain, evaluated=evaluated
+        )
 
     def score(self, params: Params, split: Split) -> Score:
         """Mean cross-entropy and accuracy on the held-out rows."""
@@ -92,6 +107,23 @@ class ToyTrainer:
         if held_out is None:  # pragma: no cover - rows=1 and such
             raise Incompatible(f"the toy's {split} split is empty")
         return self._measure(self._own(params), held_out)
+
+    def _descend(self, job: TrainJob, params: Params, data: Dataset, rows: Rows, *, losses: bool) -> tuple[int, float]:
+        """SGD in place; the steps taken and, where it is asked for, the mean of their losses."""
+        weight, bias = self._views(params)
+        rate, steps, total = np.float32(job.learning_rate), 0, 0.0
+        with np.errstate(all="ignore"):  # divergence is a result, not a warning
+            for batch in mini_batches(job, rows):
+                x, y = data.x[batch], data.y[batch]
+                slope = _softmax(x @ weight + bias)
+                if losses:
+                    total += float(_surprise(slope, y).mean())
+                slope[np.arange(y.size), y] -= 1
+                slope *= rate / np.float32(y.size)
+                weight -= x.T @ slope
+                bias -= slope.sum(axis=0)
+                steps += 1
+        return steps, total / max(1, steps)
 
     def _own(self, params: Params) -> Params:
         if params.shape != (self.signature.parameters,):
@@ -105,12 +137,27 @@ class ToyTrainer:
         return params[:cut].reshape(self._features, self._classes), params[cut:]
 
     def _measure(self, params: Params, data: Dataset) -> Score:
+        chances = self._chances(params, data)
+        with np.errstate(all="ignore"):
+            loss = float(_surprise(chances, data.y).mean())
+        return Score(loss=loss, accuracy=float((chances.argmax(axis=1) == data.y).mean()))
+
+    def _losses(self, params: Params, data: Dataset) -> NDArray[np.float64]:
+        """Cross-entropy row by row, shape (rows,)."""
+        return _surprise(self._chances(params, data), data.y)
+
+    def _chances(self, params: Params, data: Dataset) -> NDArray[np.float32]:
         weight, bias = self._views(params)
         with np.errstate(all="ignore"):
-            chances = _softmax(data.x @ weight + bias)
-            right = np.maximum(chances[np.arange(data.rows), data.y], np.float32(1e-12))
-            loss = float(-np.log(right, dtype=np.float64).mean())
-        return Score(loss=loss, accuracy=float((chances.argmax(axis=1) == data.y).mean()))
+            return _softmax(data.x @ weight + bias)
+
+
+def _surprise(chances: NDArray[np.float32], y: Array) -> NDArray[np.float64]:
+    """Minus the logarithm of the right class's chance, shape (rows,)."""
+    with np.errstate(all="ignore"):
+        right = np.maximum(chances[np.arange(y.size), y], np.float32(1e-12))
+        surprise: NDArray[np.float64] = -np.log(right, dtype=np.float64)
+    return surprise
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

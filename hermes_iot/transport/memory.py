@@ -21,17 +21,22 @@ Decisions:
 
 from __future__ import annotations
 
+import heapq
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from hermes_iot.errors import BrokerError
 from hermes_iot.transport import rules
 from hermes_iot.transport.base import Connected, Delivery, Disconnected, OnEvent, TransportEvent, Will
 
 _log = logging.getLogger(__name__)
+
+#: Topics whose matching wildcards are remembered; beyond it, it begins anew.
+_TOPICS_REMEMBERED_MAX: Final = 200_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,15 +86,23 @@ class _Session:
 
 
 class _Subscriptions:
-    """Who wants a topic. Ten thousand devices subscribe to exact topics: those are looked up, not searched."""
+    """Who wants a topic. Ten thousand devices subscribe to exact topics: those are looked up, not searched.
+
+    Filters with wildcards are few and long-lived, so which of them match a topic is remembered.
+    """
 
     def __init__(self) -> None:
         self._exact: dict[str, dict[_Session, None]] = {}
         self._wildcard: dict[str, dict[_Session, None]] = {}
+        self._matching: dict[str, tuple[str, ...]] = {}
 
     def add(self, session: _Session, topic_filter: str) -> None:
         session.filters[topic_filter] = None
-        self._table(topic_filter).setdefault(topic_filter, {})[session] = None
+        table = self._table(topic_filter)
+        if topic_filter not in table:
+            table[topic_filter] = {}
+            self._changed(table)
+        table[topic_filter][session] = None
 
     def remove(self, session: _Session, topic_filter: str) -> None:
         if session.filters.pop(topic_filter, self) is self:
@@ -98,13 +111,26 @@ class _Subscriptions:
         del table[topic_filter][session]
         if not table[topic_filter]:
             del table[topic_filter]
+            self._changed(table)
 
     def wanting(self, topic: str) -> list[_Session]:
-        found = dict(self._exact.get(topic, {}))
-        for topic_filter, sessions in self._wildcard.items():
-            if rules.matches(topic_filter, topic):
-                found.update(sessions)
+        exact = self._exact.get(topic, {})
+        filters = self._matching.get(topic)
+        if filters is None:
+            if len(self._matching) >= _TOPICS_REMEMBERED_MAX:
+                self._matching.clear()
+            filters = tuple(one for one in self._wildcard if rules.matches(one, topic))
+            self._matching[topic] = filters
+        if not filters:
+            return list(exact)
+        found = dict(exact)
+        for topic_filter in filters:
+            found.update(self._wildcard[topic_filter])
         return list(found)
+
+    def _changed(self, table: dict[str, dict[_Session, None]]) -> None:
+        if table is self._wildcard:
+            self._matching.clear()
 
     def _table(self, topic_filter: str) -> dict[str, dict[_Session, None]]:
         return self._wildcard if rules.has_wildcard(topic_filter) else self._exact
@@ -140,23 +166,28 @@ class MemoryBroker:
         self._retained: dict[str, _Message] = {}
         self._cut: set[str] = set()
         self._waiting: dict[str, _Link] = {}
-        self._changed = threading.Condition(threading.Lock())
+        # (when, number, client): entries whose time is no longer the session's are skipped when they come up.
+        self._timers: list[tuple[float, int, str]] = []
+        self._timer_number = 0
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._events: deque[tuple[_Link, TransportEvent]] = deque()
         self._deliverer: int | None = None
         self._receiving: _Link | None = None
+        self._leaving = 0  # threads that wait for their last event to be over
 
     # Tests and the simulator
 
     @property
     def retained(self) -> Mapping[str, bytes]:
         """The retained messages now: topic -> payload."""
-        with self._changed:
+        with self._lock:
             now = self._clock()
             return {topic: message.payload for topic, message in self._retained.items() if message.alive(now)}
 
     def drop(self, client_id: str) -> None:
         """Cut this client's line: it hears `Disconnected`, its will goes out, and `start` fails until `restore`."""
-        with self._changed:
+        with self._lock:
             self._cut.add(client_id)
             session = self._sessions.get(client_id)
             if session is not None and session.link is not None:
@@ -166,7 +197,7 @@ class MemoryBroker:
 
     def restore(self, client_id: str) -> None:
         """Mend the line; a client that waits for it connects at once."""
-        with self._changed:
+        with self._lock:
             self._cut.discard(client_id)
             link = self._waiting.pop(client_id, None)
             if link is not None:
@@ -175,12 +206,14 @@ class MemoryBroker:
 
     def next_deadline(self) -> float | None:
         """When `expire` has something to do next; None for never."""
-        with self._changed:
-            return min((at for at, _ in self._timers()), default=None)
+        with self._lock:
+            while self._timers and not self._is_due(self._timers[0]):
+                heapq.heappop(self._timers)
+            return self._timers[0][0] if self._timers else None
 
     def expire(self) -> None:
         """Publish the wills and end the sessions that are due by the clock, in the order they fell due."""
-        with self._changed:
+        with self._lock:
             self._expire()
         self._deliver()
 
@@ -192,7 +225,7 @@ class MemoryBroker:
         Raises:
             BrokerError: its line is cut.
         """
-        with self._changed:
+        with self._lock:
             if link.client_id in self._cut:
                 raise BrokerError("the broker cannot be reached", why=f"the line of {link.client_id} is cut")
             if not link.connected:
@@ -201,7 +234,7 @@ class MemoryBroker:
 
     def reconnect(self, link: _Link) -> None:
         """A client that was taken over, or lost, dials again; with its line cut it waits for `restore`."""
-        with self._changed:
+        with self._lock:
             if link.client_id in self._cut:
                 self._waiting[link.client_id] = link
             elif not link.connected:
@@ -210,7 +243,7 @@ class MemoryBroker:
 
     def leave(self, link: _Link) -> None:
         """A client disconnects cleanly: no will, and no event once this returns."""
-        with self._changed:
+        with self._lock:
             link.closed = True
             if self._waiting.get(link.client_id) is link:
                 del self._waiting[link.client_id]
@@ -219,29 +252,46 @@ class MemoryBroker:
                 session.will = None
                 self._lose(link.client_id, session, None)
             if self._deliverer != threading.get_ident():
+                self._leaving += 1
                 self._changed.wait_for(lambda: self._receiving is not link)
+                self._leaving -= 1
+        self._deliver()
+
+    def forsake(self, link: _Link) -> None:
+        """A client is gone without a word, and for good: its will goes out, and it hears nothing any more."""
+        with self._lock:
+            link.closed = True
+            if self._waiting.get(link.client_id) is link:
+                del self._waiting[link.client_id]
+            if link.connected:
+                self._lose(link.client_id, self._sessions[link.client_id], None)
         self._deliver()
 
     def publish(self, link: _Link, topic: str, payload: bytes, *, qos: int, retain: bool, expiry_s: int | None) -> bool:
         """A client publishes; False when it is not connected or the packet is over the limit."""
-        with self._changed:
+        with self._lock:
             if not link.connected:
                 return False
-            limit = self._packet_bytes_max
-            packet_bytes = rules.publish_packet_bytes(topic, payload, qos=qos, expiry_s=expiry_s)
-            if limit is not None and packet_bytes > limit:
-                if not link.warned:
-                    _log.error("event=too_large client=%s topic=%s bytes=%d", link.client_id, topic, packet_bytes)
-                    link.warned = True
+            if self._too_large(link, topic, payload, qos=qos, expiry_s=expiry_s):
                 return False
             expires_at = None if expiry_s is None else self._clock() + expiry_s
             self._route(_Message(topic=topic, payload=payload, expires_at=expires_at), qos=qos, retain=retain)
         self._deliver()
         return True
 
+    def _too_large(self, link: _Link, topic: str, payload: bytes, *, qos: int, expiry_s: int | None) -> bool:
+        limit = self._packet_bytes_max
+        if limit is None:
+            return False
+        packet_bytes = rules.publish_packet_bytes(topic, payload, qos=qos, expiry_s=expiry_s)
+        if packet_bytes > limit and not link.warned:
+            _log.error("event=too_large client=%s topic=%s bytes=%d", link.client_id, topic, packet_bytes)
+            link.warned = True
+        return packet_bytes > limit
+
     def subscribe(self, link: _Link, topics: tuple[str, ...]) -> None:
         """A client subscribes, now or as soon as it is connected."""
-        with self._changed:
+        with self._lock:
             for topic in topics:
                 link.filters[topic] = None
                 link.forgotten.pop(topic, None)
@@ -251,7 +301,7 @@ class MemoryBroker:
 
     def unsubscribe(self, link: _Link, topics: tuple[str, ...]) -> None:
         """A client forgets subscriptions, now or as soon as it is connected."""
-        with self._changed:
+        with self._lock:
             for topic in topics:
                 link.filters.pop(topic, None)
                 if link.connected:
@@ -304,8 +354,12 @@ class MemoryBroker:
             session.will_at = now + session.will.delay_s
             if session.will.delay_s == 0:
                 self._publish_will(session)
+            else:
+                self._remind(client_id, session.will_at)
         if session.expiry_s == 0:
             self._end(client_id, session)
+        else:
+            self._remind(client_id, session.ends_at)
 
     def _end(self, client_id: str, session: _Session) -> None:
         self._publish_will(session)
@@ -343,26 +397,31 @@ class MemoryBroker:
 
     def _expire(self) -> None:
         now = self._clock()
-        while due := [timer for timer in self._timers() if timer[0] <= now]:
-            _, client_id = min(due, key=lambda timer: timer[0])
+        while self._timers and self._timers[0][0] <= now:
+            timer = heapq.heappop(self._timers)
+            if not self._is_due(timer):
+                continue
+            client_id = timer[2]
             session = self._absent[client_id]
             self._publish_will(session)
             if session.ends_at is not None and session.ends_at <= now:
                 self._end(client_id, session)
 
-    def _timers(self) -> list[tuple[float, str]]:
-        return [
-            (at, client_id)
-            for client_id, session in self._absent.items()
-            for at in (session.will_at, session.ends_at)
-            if at is not None
-        ]
+    def _remind(self, client_id: str, at: float) -> None:
+        self._timer_number += 1
+        heapq.heappush(self._timers, (at, self._timer_number, client_id))
+
+    def _is_due(self, timer: tuple[float, int, str]) -> bool:
+        """Whether it is still the time of a will or an end: the client may have come back, or gone anew."""
+        at, _, client_id = timer
+        session = self._absent.get(client_id)
+        return session is not None and at in (session.will_at, session.ends_at)
 
     # Outside the lock
 
     def _deliver(self) -> None:
         """Run the callbacks of the queued events, oldest first, unless somebody (ourselves, even) is at it."""
-        with self._changed:
+        with self._lock:
             if self._deliverer is not None:
                 return
             self._deliverer = threading.get_ident()
@@ -371,15 +430,16 @@ class MemoryBroker:
                 link, event = waiting
                 link.emit(event)
         except BaseException:
-            with self._changed:
+            with self._lock:
                 self._rest()
             raise
 
     def _next_event(self) -> tuple[_Link, TransportEvent] | None:
         """Take the oldest event whose receiver still listens; with the last one gone, delivering is over."""
-        with self._changed:
+        with self._lock:
             self._receiving = None
-            self._changed.notify_all()
+            if self._leaving:
+                self._changed.notify_all()
             while self._events:
                 link, event = self._events.popleft()
                 if not link.closed:
@@ -390,7 +450,8 @@ class MemoryBroker:
 
     def _rest(self) -> None:
         self._deliverer = self._receiving = None
-        self._changed.notify_all()
+        if self._leaving:
+            self._changed.notify_all()
 
 
 class MemoryTransport:
@@ -467,6 +528,13 @@ class MemoryTransport:
     def flush(self, *, timeout_s: float) -> bool:  # noqa: ARG002 - Transport's signature
         """Nothing is ever outstanding here: a publish that was accepted was delivered."""
         return True
+
+    def vanish(self) -> None:
+        """End as a process without power does: the broker has found out, publishes the will, and never sees us again."""
+        self._closed = True
+        link, self._link = self._link, None
+        if link is not None:
+            self._broker.forsake(link)
 
     def close(self) -> None:
         """Disconnect cleanly; may be called twice."""

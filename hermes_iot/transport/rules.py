@@ -93,9 +93,10 @@ def publish_packet_bytes(topic: str, payload: bytes, *, qos: int, expiry_s: int 
     """
     packet_id = 2 if qos else 0
     properties = 1 if expiry_s is None else 1 + 5
-    remaining = 2 + len(topic.encode()) + packet_id + properties + len(payload)
-    length_bytes = next(count for count in (1, 2, 3, 4, 5) if remaining < 128**count)
-    return 1 + length_bytes + remaining
+    topic_bytes = len(topic) if topic.isascii() else len(topic.encode())
+    remaining = 2 + topic_bytes + packet_id + properties + len(payload)
+    # A length is written in groups of 7 bits [1.5.5].
+    return 1 + (1 if remaining < 128 else -(-remaining.bit_length() // 7)) + remaining  # noqa: PLR2004 - one group
 
 
 def session_lasts_s(asked_s: int, will: Will | None) -> int:

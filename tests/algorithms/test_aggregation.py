@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hermes_iot.algorithms.aggregation import blend, fold_displacement, loss_weighted, update_weight
+from hermes_iot.algorithms.aggregation import (
+    blend,
+    displaced,
+    fold_displacement,
+    loss_weighted,
+    update_weight,
+    weighted_mean,
+)
 from hermes_iot.algorithms.trees import BLOCK
 
 repeatable = settings(derandomize=True, deadline=None)
@@ -136,3 +143,72 @@ def test_the_displacement_adds_up_over_restarts():
     # from 10 to 13, then restarted at 20 and trained to 19: moved by 3 - 1
     total = fold_displacement(vector(0), vector(13), vector(10))
     assert fold_displacement(total, vector(19), vector(20)).tolist() == [2.0]
+
+
+# --- means and displacements ------------------------------------------------------------------------------------------
+
+
+def test_a_weighted_mean_counts_by_the_weights():
+    # (2*1 + 1*4 + 1*2) / 4 = 2, (2*0 + 1*8 - 1*4) / 4 = 1
+    merged = weighted_mean([vector(1, 0), vector(4, 8), vector(2, -4)], [2, 1, 1])
+    assert merged.tolist() == [2.0, 1.0]
+    assert merged.dtype == np.float32
+
+
+def test_a_mean_is_summed_in_float64():
+    # In float32, 1e8 + 1 is 1e8.
+    assert weighted_mean([vector(1e8), vector(1), vector(-1e8)], [1, 1, 1]).tolist() == [np.float32(1 / 3)]
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0], [1e308, 1e308], [1e-308, 1e-308]])
+def test_only_the_ratio_of_weights_counts(weights):
+    assert weighted_mean([vector(1, 2), vector(3, 5)], weights).tolist() == [2.0, 3.5]
+
+
+@repeatable
+@given(pairs, st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
+def test_a_mean_lies_between_its_origins(pair, one, other):
+    kept = [vector.copy() for vector in pair]
+    merged = weighted_mean(pair, [one, other])
+    assert np.all(np.minimum(*pair) <= merged)
+    assert np.all(merged <= np.maximum(*pair))
+    assert all(np.array_equal(vector, before) for vector, before in zip(pair, kept, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("vectors", "weights"),
+    [
+        ([], []),
+        ([vector(1)], []),
+        ([vector(1)], [0]),
+        ([vector(1)], [-1]),
+        ([vector(1)], [math.nan]),
+        ([vector(1)], [math.inf]),
+        ([vector(1), vector(1, 2)], [1, 1]),
+        ([np.ones(1)], [1]),
+    ],
+)
+def test_what_has_no_mean_is_refused(vectors, weights):
+    with pytest.raises(ValueError):  # noqa: PT011 - each of the causes has its own words
+        weighted_mean(vectors, weights)
+
+
+def test_displacements_are_added_at_their_scale():
+    model, one, other = vector(1, 1), vector(4, 0), vector(0, -2)
+    assert displaced(model, [one, other], [0.5, 0.25]).tolist() == [3.0, 0.5]
+    assert (model.tolist(), one.tolist(), other.tolist()) == ([1, 1], [4, 0], [0, -2])
+
+
+def test_displacements_longer_than_a_block_are_added_throughout():
+    size = BLOCK + 3
+    moved = displaced(np.ones(size, np.float32), [np.full(size, 2, np.float32)], [0.5])
+    assert np.array_equal(moved, np.full(size, 2, np.float32))
+
+
+def test_a_displacement_out_of_float32_is_infinite_and_warns_nobody():
+    assert displaced(vector(3e38), [vector(3e38)], [1.0]).tolist() == [math.inf]
+
+
+def test_a_displacement_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="one length"):
+        displaced(vector(1, 2), [vector(1)], [1.0])

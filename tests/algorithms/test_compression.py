@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hermes_iot.algorithms.compression import CODINGS, pack, unpack
+from hermes_iot.algorithms.compression import CODINGS, pack, pack_with_feedback, unpack
 from hermes_iot.domain import Codec
 from hermes_iot.errors import ProtocolError
 
@@ -58,6 +58,7 @@ def test_what_was_decoded_once_travels_without_further_loss(sent, codec):
 @repeatable
 @given(sent=vectors, codec=codecs)
 def test_a_body_is_as_long_as_its_coding_says(sent, codec):
+    # so short a vector has no gap that takes two bytes
     assert len(pack(sent, codec)) == CODINGS[codec].body_bytes(sent.size)
 
 
@@ -116,11 +117,11 @@ def test_a_number_that_is_not_finite_is_refused_unless_allowed(codec, body):
 @pytest.mark.parametrize("codec", sorted(CODINGS))
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_the_decoded_vector_is_writable_and_its_own_whatever_holds_the_body(codec, kind):
-    body = kind(pack(vector(1, 2), codec))
+    body = kind(pack(vector(0, 2), codec))
     first = unpack(body, codec, 2)
     first[0] = 9
     assert first.dtype == np.float32
-    assert unpack(body, codec, 2).tolist() == [1.0, 2.0]
+    assert unpack(body, codec, 2).tolist() == [0.0, 2.0]
 
 
 @repeatable
@@ -134,4 +135,90 @@ def test_hostile_bytes_give_a_finite_vector_or_a_protocol_error(body, codec, siz
     if len(body) != CODINGS[codec].body_bytes(size):
         assert reason == "size"
     else:
-        assert reason == "finite" or (received.shape == (size,) and np.isfinite(received).all())
+        assert reason in {"finite", "schema"} or (received.shape == (size,) and np.isfinite(received).all())
+
+
+def outcome(body, codec, size):
+    """Why the body is refused, or whether a finite vector of that size came out; anything else is raised."""
+    try:
+        received = unpack(body, codec, size)
+    except ProtocolError as error:
+        return error.reason
+    return received.shape == (size,) and bool(np.isfinite(received).all())
+
+
+@pytest.mark.parametrize("codec", sorted(CODINGS))
+@pytest.mark.parametrize("size", [1, 9, 30, 700])
+def test_no_flipped_or_missing_byte_lets_anything_but_a_protocol_error_escape(codec, size):
+    body = pack(np.random.default_rng(size).standard_normal(size).astype(np.float32), codec)
+    for at in range(len(body)):
+        for mask in (0x01, 0x80, 0xFF):
+            bent = bytearray(body)
+            bent[at] ^= mask
+            assert outcome(bent, codec, size) in {True, "finite", "schema"}
+        assert outcome(body[:at], codec, size) in {"size", "schema"}
+
+
+@pytest.mark.parametrize("codec", sorted(CODINGS))
+def test_a_vector_longer_than_the_codec_can_mean_is_refused_by_its_length(codec):
+    body = pack(np.ones(700, np.float32), codec)
+    for size in (0, 1, 350, 2000, 2**60):
+        with pytest.raises(ProtocolError) as caught:
+            unpack(body, codec, size)
+        assert caught.value.reason == "size"
+
+
+def test_feedback_by_hand():
+    # scale 7 / 7 = 1: 2.25 is sent as 2 and 0.25 are left, which make 0.375 the next 0.625, sent as 1
+    body, left = pack_with_feedback(vector(7, 2.25), None, "int4")
+    assert body == pack(vector(7, 2), "int4")
+    assert left.tolist() == [0.0, 0.25]
+    body, left = pack_with_feedback(vector(7, 0.375), left, "int4")
+    assert body == pack(vector(7, 1), "int4")
+    assert left.tolist() == [0.0, -0.375]
+
+
+@pytest.mark.parametrize("codec", sorted(CODINGS))
+def test_the_decoded_bodies_and_the_last_residual_add_up_to_all_that_was_sent(codec):
+    rng = np.random.default_rng(6)
+    sent = rng.standard_normal((40, 3000)).astype(np.float32)
+    total, residual = np.zeros(3000), None
+    for each in sent:
+        body, residual = pack_with_feedback(each, residual, codec)
+        total += unpack(body, codec, 3000)
+    assert np.allclose(total + residual, sent.sum(axis=0, dtype=np.float64), atol=1e-4)
+
+
+@repeatable
+@given(sent=vectors)
+def test_fp32_leaves_no_residual(sent):
+    body, left = pack_with_feedback(sent, None, "fp32")
+    assert body == pack(sent, "fp32")
+    assert left.tobytes() == bytes(4 * sent.size)
+
+
+def test_what_top_k_drops_travels_once_it_has_grown():
+    steps = np.float32([1.0, 0.4] + [0.0] * 18)
+    residual, arrived = None, []
+    for _ in range(5):
+        body, residual = pack_with_feedback(steps, residual, "topk5")
+        arrived.append(int(np.flatnonzero(unpack(body, "topk5", 20))[0]))
+    # the second entry waits with 0.4, 0.8 and 1.2
+    assert arrived == [0, 0, 1, 0, 0]
+
+
+def test_feedback_leaves_its_arguments_as_they_were():
+    sent, residual = vector(1, 0.3), vector(0.25, -0.1)
+    pack_with_feedback(sent, residual, "int4")
+    assert (sent.tolist(), residual.tolist()) == (vector(1, 0.3).tolist(), vector(0.25, -0.1).tolist())
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(1, np.float32), np.zeros(2), np.zeros((2, 1), np.float32)])
+def test_a_residual_of_another_shape_or_type_is_refused(wrong):
+    with pytest.raises(ValueError, match="residual"):
+        pack_with_feedback(vector(1, 2), wrong, "int8")
+
+
+def test_a_sum_that_overflows_is_refused_and_not_sent():
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        pack_with_feedback(vector(3e38), vector(3e38), "int8")

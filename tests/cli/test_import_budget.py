@@ -68,7 +68,9 @@ def hermes(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["coordinator", "--help"], ["demo", "--help"], []])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["coordinator", "--help"], ["demo", "--help"], ["simulate", "--help"], []]
+)
 def test_help_loads_nothing_heavy_and_no_network(hermes, words):
     code, out, err, loaded = hermes(*words)
     assert (code, err) == (0, "")

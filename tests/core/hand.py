@@ -59,6 +59,7 @@ def manifest(run: str = "run-a", **changes: Any) -> RunManifest:
         "epochs": 1,
         "learning_rate": 0.5,
         "codec": "fp32",
+        "codec_down": "fp32",
         "chunk_bytes": 120_000,
     }
     return RunManifest(**{**fields, **changes})

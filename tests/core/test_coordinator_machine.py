@@ -328,8 +328,8 @@ def test_an_update_without_a_finite_loss_leaves_everything_as_it_was():
 
 def test_a_strategy_that_would_make_an_infinite_model_is_not_followed():
     class Reckless(Hermes):
-        def merge(self, state, model, contribution, score):
-            state, merged = super().merge(state, model, contribution, score)
+        def merge(self, state, model, contribution, fleet, score):
+            state, merged = super().merge(state, model, contribution, fleet, score)
             return state, replace(merged, model=merged.model + np.float32(np.inf))
 
     desk = Desk(Reckless(ALWAYS.config)).up()
@@ -341,8 +341,8 @@ def test_a_strategy_that_would_make_an_infinite_model_is_not_followed():
 
 def test_devices_that_are_answered_for_anothers_update_are_answered_for_their_own():
     class Both(Hermes):
-        def merge(self, state, model, contribution, score):
-            state, merged = super().merge(state, model, contribution, score)
+        def merge(self, state, model, contribution, fleet, score):
+            state, merged = super().merge(state, model, contribution, fleet, score)
             return state, replace(merged, reply_to=("a", "b") if contribution.device == "b" else ())
 
     desk = Desk(Both(ALWAYS.config)).up()
@@ -356,8 +356,8 @@ def test_devices_that_are_answered_for_anothers_update_are_answered_for_their_ow
 
 def test_an_update_that_only_waits_for_others_is_no_aggregation_for_the_patience_rule():
     class Waits(Hermes):
-        def merge(self, state, model, contribution, score):
-            _, merged = super().merge(state, model, contribution, score)
+        def merge(self, state, model, contribution, fleet, score):
+            _, merged = super().merge(state, model, contribution, fleet, score)
             return state, replace(merged, model=None, score=None)
 
     desk = Desk(Waits(ALWAYS.config), rules=StopRules(patience=2)).up()
@@ -457,8 +457,8 @@ def test_a_fast_device_is_never_offered_more_rows_than_there_are():
     offered = []
 
     class Watched(Hermes):
-        def resize(self, state, reports):
-            state, sizes = super().resize(state, reports)
+        def resize(self, state, reports, fleet):
+            state, sizes = super().resize(state, reports, fleet)
             offered.append(sizes)
             return state, sizes
 

@@ -46,7 +46,7 @@ def merged(pushes, state=None, model=MODEL):
     one = strategy()
     state, answer = one.coordinator_start(model) if state is None else state, None
     for contribution in pushes:
-        state, answer = one.merge(state, model, contribution, None)
+        state, answer = one.merge(state, model, contribution, (), None)
         model = answer.model
     return state, answer
 
@@ -58,7 +58,7 @@ def test_every_third_iteration_is_pushed():
     one, said = strategy(k=3), []
     state = one.device_start(MODEL)
     for _ in range(7):
-        state, decision = one.observe(state, trained())
+        state, decision = one.observe(state, trained(), MODEL)
         said.append(decision.push)
         if decision.push:
             state, vector = one.contribution(state, base=OTHER, params=MODEL)
@@ -68,9 +68,9 @@ def test_every_third_iteration_is_pushed():
 
 def test_a_push_that_was_not_made_stays_due():
     one = strategy(k=2)
-    state, _ = one.observe(one.device_start(MODEL), trained())
-    state, at_divergence = one.observe(state, trained(loss=float("nan")))
-    _, after_it = one.observe(state, trained())
+    state, _ = one.observe(one.device_start(MODEL), trained(), MODEL)
+    state, at_divergence = one.observe(state, trained(loss=float("nan")), MODEL)
+    _, after_it = one.observe(state, trained(), MODEL)
     assert at_divergence.push
     assert after_it.push
 
@@ -119,7 +119,7 @@ def test_whatever_a_device_claims_the_weight_is_a_share(rows, iterations, others
 
 
 def test_nobody_is_resized():
-    assert strategy().resize({"a": 1}, {}) == ({"a": 1}, {})
+    assert strategy().resize({"a": 1}, {}, ()) == ({"a": 1}, {})
 
 
 def test_the_state_survives_a_checkpoint():

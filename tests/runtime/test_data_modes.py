@@ -38,8 +38,8 @@ STRATEGY = """
         word: str = "always"
 
     class Always(hermes.Hermes):
-        def observe(self, state, trained):
-            state, decision = super().observe(state, trained)
+        def observe(self, state, trained, origin):
+            state, decision = super().observe(state, trained, origin)
             return state, replace(decision, push=True, why="always")
 
     def build_strategy(config):

@@ -49,7 +49,8 @@ def urls_point_at(monkeypatch, module, base: str, body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("digits", 4810), ("mnist", 109_386), ("cifar10", 967_322), ("occupancy", 145)]
+    ("name", "parameters"),
+    [("digits", 4810), ("mnist", 109_386), ("mnist-cnn", 103_018), ("cifar10", 967_322), ("occupancy", 145)],
 )
 def test_the_models_have_the_size_they_are_quoted_with(name, parameters):
     assert name in task_names()
@@ -348,6 +349,7 @@ class TestRealData:
         ("name", "counts", "shape"),
         [
             ("mnist", {(60_000, 10_000)}, (28, 28)),
+            ("mnist-cnn", {(60_000, 10_000)}, (28, 28)),
             ("cifar10", {(50_000, 10_000), (10_000, 2_000)}, (3, 32, 32)),  # the whole set, or the part at hand
             ("occupancy", {(8_143, 12_417)}, (7,)),
         ],

@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hermes_iot.domain import TrainJob
+from hermes_iot.domain import Probe, TrainJob
 from hermes_iot.errors import ProtocolError
-from hermes_iot.training.data import Dataset
+from hermes_iot.training.data import Dataset, shuffled
 from hermes_iot.training.sampling import RowSource, draw, mini_batches
 
 START = np.zeros(1, dtype=np.float32)
@@ -151,3 +151,85 @@ class TestRowSource:
     def test_a_job_for_rows_that_are_not_here_is_refused(self, make_job, shard):
         with pytest.raises(ProtocolError):
             RowSource(None, np.arange(0), None).draw(make_job(START, shard=shard))
+
+    def test_a_walk_goes_over_the_rows_allotted_and_its_probe_over_the_next(self, make_job):
+        source = RowSource(self.HERE, np.array([5, 3, 1, 0]), None)
+        order = np.array([3, 1, 0])[shuffled((9, 0), "walk", 3)]
+        probe = Probe(base=START, origin=START, weight=0.1, rows=5)
+        job = make_job(START, sampling="walk", rows=((1, 4),), steps=1, batch=2, walked=0, probe=probe)
+        data, rows = source.draw(job)
+        assert data is self.HERE
+        assert rows.train.tolist() == order[:2].tolist()
+        assert rows.gate.tolist() == order[2:].tolist()
+        assert rows.samples == 2
+        assert [batch.tolist() for batch in mini_batches(job, rows.train, drop_single=True)] == [order[:2].tolist()]
+
+    def test_siblings_share_the_data_and_have_pools_of_their_own(self, make_job):
+        source = RowSource(self.HERE, np.arange(6), {"ab": (self.SENT.x, self.SENT.y)}.__getitem__)
+        sibling = source.sharing(np.array([4]), None)
+        data, rows = sibling.draw(make_job(START, sampling="walk", steps=1, batch=9))
+        assert data is self.HERE
+        assert rows.train.tolist() == [4]
+        assert sibling.draw(make_job(START, shard="ab"))[0].rows == 4
+
+
+class TestPieces:
+    WHOLE = Dataset(x=np.arange(20, dtype=np.float32).reshape(10, 2), y=np.arange(10))
+
+    @pytest.fixture
+    def shipped(self):
+        """A source, the digests it asked for, and those it checked the rows of."""
+        asked, checked = [], []
+        cuts = {"a": slice(0, 4), "b": slice(4, 5), "c": slice(5, 10)}
+
+        def lookup(digest):
+            asked.append(digest)
+            return self.WHOLE.x[cuts[digest]], self.WHOLE.y[cuts[digest]]
+
+        return RowSource(None, np.arange(0), lookup, checked.append), asked, checked
+
+    @pytest.fixture
+    def walk_job(self, make_job):
+        return lambda *shards: make_job(
+            START, sampling="walk", steps=3, batch=4, walked=6, shards=shards, rows=((70, 80),)
+        )
+
+    def test_pieces_in_order_are_the_rows_they_were_cut_from(self, shipped, walk_job, make_job):
+        sent, rows = shipped[0].draw(walk_job("a", "b", "c"))
+        assert np.array_equal(sent.x, self.WHOLE.x)
+        assert np.array_equal(sent.y, self.WHOLE.y)
+        here = RowSource(self.WHOLE, np.arange(10), None)
+        _, expected = here.draw(make_job(START, sampling="walk", steps=3, batch=4, walked=6))
+        assert rows.train.tolist() == expected.train.tolist()
+
+    def test_the_order_is_the_jobs(self, shipped, walk_job):
+        assert shipped[0].draw(walk_job("c", "a"))[0].y.tolist() == [5, 6, 7, 8, 9, 0, 1, 2, 3]
+
+    def test_growing_piece_by_piece_each_is_fetched_and_checked_once(self, shipped, walk_job):
+        source, asked, checked = shipped
+        for shards in (("a",), ("a",), ("a", "b"), ("a", "b"), ("a", "b", "c")):
+            source.draw(walk_job(*shards))
+        assert asked == ["a", "b", "c"]
+        assert [piece.rows for piece in checked] == [4, 1, 5]
+
+    def test_pieces_no_longer_named_are_let_go(self, shipped, walk_job):
+        source, asked, _ = shipped
+        for shards in (("a", "b"), ("b",), ("a", "b")):
+            source.draw(walk_job(*shards))
+        assert asked == ["a", "b", "a"]
+
+    def test_rows_are_in_memory_once(self, shipped, walk_job):
+        source = shipped[0]
+        data, _ = source.draw(walk_job("a", "b", "c"))
+        assert all(np.shares_memory(piece.x, data.x) for piece in source._pieces.values())
+
+    def test_one_draw_after_another_gives_the_same_object(self, shipped, walk_job):
+        source = shipped[0]
+        assert source.draw(walk_job("a", "b"))[0] is source.draw(walk_job("a", "b"))[0]
+
+    @pytest.mark.parametrize("x", [np.ones((2, 3), np.float32), np.ones((2, 2), np.uint8)])
+    def test_pieces_of_different_kinds_are_the_peers_fault(self, walk_job, x):
+        pieces = {"a": (self.WHOLE.x, self.WHOLE.y), "b": (x, np.zeros(2, np.int64))}
+        with pytest.raises(ProtocolError) as caught:
+            RowSource(None, np.arange(0), pieces.__getitem__).draw(walk_job("a", "b"))
+        assert caught.value.reason == "shard"

@@ -59,7 +59,7 @@ class TestBuiltIn:
     def test_names_are_known_without_loading_anything_heavy(self):
         code = (
             "import sys; from hermes_iot.training.tasks import task_names;"
-            "assert task_names() == ('cifar10', 'digits', 'mnist', 'occupancy');"
+            "assert task_names() == ('cifar10', 'digits', 'mnist', 'mnist-cnn', 'occupancy');"
             "assert not {'torch', 'numpy', 'scipy'} & set(sys.modules)"
         )
         subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -75,7 +75,7 @@ class TestBuiltIn:
 
     def test_a_typing_error_is_answered_with_the_nearest_name(self):
         message = refusal("mnits")
-        assert "cifar10, digits, mnist, occupancy" in message
+        assert "cifar10, digits, mnist, mnist-cnn, occupancy" in message
         assert "Did you mean 'mnist'?" in message
 
 

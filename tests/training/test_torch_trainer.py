@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from hermes_iot.domain import Probe
 from hermes_iot.errors import Incompatible, ProtocolError, UsageError
 from hermes_iot.training.base import Trainer
-from hermes_iot.training.data import Dataset, TaskData
+from hermes_iot.training.data import Dataset, TaskData, shuffled
 from hermes_iot.training.flat_model import FlatModel
+from hermes_iot.training.losses import default_accuracy, default_loss, default_row_losses
 from hermes_iot.training.tasks import Task, TaskDefaults, resolve
-from hermes_iot.training.torch_trainer import TorchTrainer, default_accuracy, default_loss
+from hermes_iot.training.torch_trainer import TorchTrainer
 
 RNG = np.random.default_rng(0)
 CENTRES = 2 * RNG.standard_normal((3, 4))
@@ -316,7 +318,183 @@ class TestTraining:
         subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+def surprise(params, x, y):
+    """Cross-entropy of `linear()` row by row, in double precision."""
+    logits = x.astype(np.float64) @ params[:12].reshape(3, 4).T.astype(np.float64) + params[12:]
+    return np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(y)), y]
+
+
+class TestWalk:
+    @pytest.fixture
+    def job(self, make_job):
+        vectors = np.random.default_rng(3).standard_normal((2, 15)).astype(np.float32)
+        probe = Probe(base=vectors[0], origin=vectors[1], weight=0.3, rows=25)
+        return make_job(vectors[0], sampling="walk", steps=12, batch=8, walked=150, probe=probe)
+
+    @staticmethod
+    def walked(trainer, start, stop):
+        rows = trainer.train_rows
+        orders = [shuffled((9, number), "walk", rows) for number in range(-(-stop // rows))]
+        return BLOBS.train.take(trainer._layout.pool[np.concatenate(orders)[start:stop]])
+
+    def test_steps_go_over_the_next_rows_across_a_passs_end(self, job):
+        trainer, params, losses = a_trainer(), job.start.astype(np.float64), []
+        for step in range(12):
+            batch = self.walked(trainer, 150 + 8 * step, 158 + 8 * step)
+            losses.append(surprise(params, batch.x, batch.y).mean())
+            logits = batch.x @ params[:12].reshape(3, 4).T + params[12:]
+            chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+            slope = (chances - np.eye(3)[batch.y]) / 8
+            params = params - 0.1 * np.concatenate([(slope.T @ batch.x).ravel(), slope.sum(axis=0)])
+        trained = trainer.train(job)
+        assert trained.params == pytest.approx(params, abs=1e-5)
+        assert trained.loss == pytest.approx(np.mean(losses), rel=1e-5)
+        assert (trained.samples, trained.mini_batches) == (96, 12)
+
+    def test_the_gain_is_the_paired_difference_on_the_rows_that_come_next(self, job):
+        trainer = a_trainer()
+        trained = trainer.train(replace(job, walked=40))
+        tested = self.walked(trainer, 136, 161)
+        merged = job.probe.base + 0.3 * (trained.params - job.probe.origin)
+        differences = surprise(job.probe.base, tested.x, tested.y) - surprise(merged, tested.x, tested.y)
+        assert trained.gain is not None
+        assert trained.gain.mean == pytest.approx(differences.mean(), abs=1e-6)
+        assert trained.gain.std == pytest.approx(differences.std(), rel=1e-4)
+        assert (trained.gain.rows, trained.evaluated) == (25, 50)
+
+    def test_the_same_job_gives_the_same_bits_dropout_and_statistics_included(self, make_job):
+        def build():
+            return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
+
+        trainer, other = a_trainer(build), a_trainer(build)
+        start, base = trainer.initial(1), trainer.initial(2)
+        probe = Probe(base=base, origin=start, weight=0.5, rows=30, since=10)
+        job = make_job(start, sampling="walk", steps=7, walked=40, probe=probe)
+        first = trainer.train(job)
+        assert first.gain is not None
+        trainer.train(replace(job, walked=0, rows=((5, 60),), key=(4,)))
+        for again in (trainer.train(job), other.train(job), trainer.sharing().train(job)):
+            assert again.params.tobytes() == first.params.tobytes()
+            assert (again.loss, again.gain) == (first.loss, first.gain)
+
+    def test_a_probe_changes_nothing_else(self, job):
+        trainer = a_trainer(lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)))
+        one, two = trainer.train(job), trainer.train(replace(job, probe=None))
+        assert one.params.tobytes() == two.params.tobytes()
+        assert one.loss == two.loss
+        assert (two.gain, two.evaluated) == (None, 0)
+
+    def test_grown_rows_are_walked_on(self, job):
+        trainer = a_trainer()
+        small, grown = (trainer.train(replace(job, rows=((0, stop),), walked=stop)) for stop in (64, 96))
+        assert (small.samples, grown.samples) == (96, 96)
+        assert small.params.tobytes() != grown.params.tobytes()
+
+    def test_fewer_rows_than_a_mini_batch_are_all_of_them(self, job):
+        trained = a_trainer().train(replace(job, rows=((0, 5),)))
+        assert (trained.samples, trained.mini_batches, trained.gain) == (60, 12, None)
+
+    def test_divergence_stops_early_without_a_gain(self, job):
+        trainer = a_trainer(lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
+        start = trainer.initial(0)
+        probe = Probe(base=start, origin=start, weight=0.1, rows=9)
+        trained = trainer.train(replace(job, start=start, probe=probe, learning_rate=1e30, steps=500))
+        assert math.isnan(trained.loss)
+        assert trained.mini_batches < 20
+        assert (trained.gain, trained.evaluated) == (None, 0)
+
+    def test_a_probe_that_is_not_finite_has_no_gain(self, job):
+        broken = replace(job, probe=replace(job.probe, base=np.full(15, np.inf, np.float32)))
+        trained = a_trainer().train(broken)
+        assert math.isfinite(trained.loss)
+        assert (trained.gain, trained.evaluated) == (None, 50)
+
+    @pytest.mark.parametrize("wrap", [lambda outputs: outputs, lambda outputs: {"logits": outputs}])
+    def test_a_tasks_own_loss_is_asked_row_by_row(self, job, wrap):
+        """As the default's, whether the outputs can be sliced or every row needs a forward pass of its own."""
+
+        class Wrapped(nn.Linear):
+            def forward(self, x):
+                return wrap(super().forward(x))
+
+        def loss(outputs, targets):
+            return nn.functional.cross_entropy(outputs["logits"] if isinstance(outputs, dict) else outputs, targets)
+
+        own = a_trainer(lambda: Wrapped(4, 3), loss=loss, accuracy=lambda *_: 0.0).train(job)
+        plain = a_trainer().train(job)
+        assert own.params.tobytes() == plain.params.tobytes()
+        assert own.gain is not None
+        assert plain.gain is not None
+        assert own.gain.mean == pytest.approx(plain.gain.mean, abs=1e-6)
+        assert own.gain.std == pytest.approx(plain.gain.std, rel=1e-4)
+
+    def test_pieces_in_order_train_as_the_rows_they_were_cut_from(self, job):
+        here = a_trainer()
+        rows = BLOBS.train.take(here._layout.pool[:100])
+        cuts = {"a": slice(0, 30), "b": slice(30, 31), "c": slice(31, 100)}
+        away = TorchTrainer(a_task(), None, seed=1, shards=lambda digest: (rows.x[cuts[digest]], rows.y[cuts[digest]]))
+        sent = away.train(replace(job, shards=("a", "b", "c"), rows=((500, 600),)))
+        kept = here.train(replace(job, rows=((0, 100),)))
+        assert sent.params.tobytes() == kept.params.tobytes()
+        assert (sent.loss, sent.gain) == (kept.loss, kept.gain)
+
+    @pytest.mark.parametrize("batch", [1, 5, 60])
+    def test_gathering_several_mini_batches_at_once_changes_nothing(self, job, batch, monkeypatch):
+        bytes_in = TaskData(train=Dataset(x=RNG.integers(256, size=(240, 4), dtype=np.uint8), y=BLOBS.train.y))
+        at_once = replace(job, batch=batch)
+        together = a_trainer(data=bytes_in).train(at_once)
+        monkeypatch.setattr("hermes_iot.training.torch_trainer._BLOCK_BYTES", 1)
+        alone = a_trainer(data=bytes_in).train(at_once)
+        assert together.loss == pytest.approx(alone.loss, rel=1e-6)
+        assert together.params == pytest.approx(alone.params, rel=1e-5)
+
+
+class TestSiblings:
+    def test_a_sibling_trains_on_its_own_rows_as_a_job_that_names_them(self, make_job):
+        trainer = a_trainer()
+        job = make_job(trainer.initial(0), sampling="walk", steps=9)
+        sibling = trainer.sharing(pool=np.arange(40, 90))
+        assert (sibling.train_rows, trainer.train_rows) == (50, 192)
+        expected = trainer.train(replace(job, rows=((40, 90),)))
+        assert sibling.train(job).params.tobytes() == expected.params.tobytes()
+
+    def test_module_and_held_out_rows_are_shared(self):
+        trainer = a_trainer()
+        sibling = trainer.sharing(pool=np.arange(5))
+        assert sibling._model is trainer._model
+        assert sibling.score(trainer.initial(0), "test") == trainer.score(trainer.initial(0), "test")
+
+    def test_targets_are_those_of_the_pool_in_order(self):
+        trainer = a_trainer()
+        assert trainer.sharing(pool=np.array([7, 2])).targets.tolist() == trainer.targets[[7, 2]].tolist()
+
+    def test_shipped_rows_come_by_each_ones_own_lookup(self, make_job):
+        origin = TorchTrainer(a_task(), None, seed=1)
+        parts = [BLOBS.train.take(np.arange(start, start + 20)) for start in (0, 50)]
+        siblings = [origin.sharing(shards=lambda _, part=part: (part.x, part.y)) for part in parts]
+        job = make_job(origin.initial(0), sampling="walk", steps=3, shards=("same",))
+        one, two = (sibling.train(job).params.tobytes() for sibling in siblings)
+        assert one != two
+        with pytest.raises(UsageError, match="no data"):
+            _ = origin.targets
+
+    @pytest.mark.parametrize("pool", [[], [1, 1], [-1], [192]])
+    def test_rows_that_are_not_there_are_refused(self, pool):
+        with pytest.raises(UsageError):
+            a_trainer().sharing(pool=np.array(pool, dtype=np.intp))
+
+
 class TestScore:
+    @pytest.mark.parametrize(
+        ("build", "rows"),
+        [
+            (linear, 1024),  # narrow: the most there is
+            (lambda: nn.Sequential(nn.Linear(4, 4096), nn.ReLU(), nn.Linear(4096, 3)), 256),  # 4 MiB of 4 * 4096 bytes
+        ],
+    )
+    def test_the_widest_layer_bounds_the_rows_of_a_chunk(self, build, rows):
+        assert a_trainer(build)._chunk_rows == rows
+
     def test_chunks_give_the_mean_over_all_rows(self):
         data = blobs(1000)
         trainer = TorchTrainer(a_task(), replace(data, validation=data.train), seed=1)
@@ -372,6 +550,21 @@ class TestDefaults:
         outputs = torch.zeros(1, 3, 2, 2)
         outputs[:, 1] = 1
         assert default_accuracy(outputs, torch.tensor([[[1, 1], [1, 0]]])) == 0.75
+
+    @pytest.mark.parametrize(
+        ("outputs", "targets"),
+        [
+            (torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])),
+            (torch.randn(6, 1), torch.tensor([0, 1, 1, 0, 1, 0])),
+            (torch.randn(6, 2), torch.randn(6, 2)),
+            (torch.randn(6, 1), torch.randn(6)),
+            (torch.randn(6, 3, 2, 2), torch.randint(3, (6, 2, 2))),
+        ],
+    )
+    def test_row_by_row_it_is_the_default_of_each_row_alone(self, outputs, targets):
+        alone = [float(default_loss(outputs[row : row + 1], targets[row : row + 1])) for row in range(6)]
+        assert default_row_losses(outputs, targets).tolist() == pytest.approx(alone, rel=1e-5)
+        assert np.mean(alone) == pytest.approx(float(default_loss(outputs, targets)), rel=1e-5)
 
 
 class TestMisfits:

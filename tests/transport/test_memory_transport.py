@@ -325,3 +325,30 @@ def test_the_same_calls_give_the_same_events():
     first = run(11)
     assert len(first) > 300
     assert first == run(11)
+
+
+def test_a_client_that_vanishes_leaves_its_will_after_the_delay_and_hears_nothing_more(broker, clock):
+    _, listener = joined(broker, "listener", "life")
+    one, mine = joined(broker, "one", "news", will=Will(topic="life", payload=b"dead", delay_s=15))
+    other, _ = joined(broker, "other")
+    one.vanish()
+    other.publish("news", b"today")
+    assert mine.waiting() == []
+    assert broker.next_deadline() == 15.0
+    clock.now = 15.0
+    broker.expire()
+    assert listener.delivery().payload == b"dead"
+    assert broker.next_deadline() is None
+
+
+def test_a_client_that_vanished_may_come_back_under_its_name_and_takes_the_will_with_it(broker, clock):
+    will = Will(topic="life", payload=b"dead", delay_s=15)
+    first, _ = joined(broker, "one", will=will)
+    first.vanish()
+    clock.now = 10.0
+    second, _ = joined(broker, "one", will=will)
+    first.vanish()  # a second time, which harms nobody
+    clock.now = 60.0
+    broker.expire()
+    assert broker.retained == {}
+    assert second.publish("news", b"here")

@@ -6,23 +6,82 @@ strategy object holds constants only; all that changes is in the state it is han
 serves every device of a simulation and every run can be replayed.
 
 A strategy of your own is a file with ``Config`` (a frozen dataclass of JSON-able constants) and
-``build_strategy(config)``; see ``examples/custom_strategy.py``.
+``build_strategy(config)``; derive it from `BaseStrategy`, which answers what it has no opinion on, and see
+``examples/custom_strategy.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from hermes_iot.algorithms.speed import Report
-from hermes_iot.domain import DeviceId, Params, Score, Sizing, Trained
+from hermes_iot.domain import Codec, DeviceId, Params, Sampling, Score, Sizing, Trained
 
 D = TypeVar("D")
 C = TypeVar("C")
 
 #: Measures a vector on the coordinator's own held-out rows.
 ScoreOf: TypeAlias = Callable[[Params], Score]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regime:
+    """What a strategy asks of a run. Sampling, codecs and first sizes are proposals: what a person says wins.
+
+    Attributes:
+        sampling: how an iteration finds its rows.
+        codec_up, codec_down: of updates, and of the models that answer them.
+        samples, batch, epochs: first size of a device in rows, and passes of an iteration; None = the task's.
+        steps: mini-batches of an iteration before the device was measured; 0 where passes make an iteration.
+        needs_base: `merge` wants the vector each device had received (the coordinator then keeps them).
+        displaces: what is sent is a displacement. A codec's error is then carried over to the next update, what was
+            learnt while an answer was on its way is kept, and an update is never replaced by a newer one: both would
+            be needed.
+        delta_down: an answer is the difference from what its device is known to hold.
+        waits: a device does not go on alone while anybody leads, however long its answer takes: the rule of barriers.
+        overlaps: a device goes on training while its answer is on the way. Needs `displaces`.
+        sizes_early: `resize` is asked as soon as one device was measured; else once all that are there were.
+    """
+
+    sampling: Sampling = "fresh"
+    codec_up: Codec = "fp16"
+    codec_down: Codec = "fp16"
+    samples: int | None = None
+    batch: int | None = None
+    epochs: int | None = None
+    steps: int = 0
+    needs_base: bool = False
+    displaces: bool = False
+    delta_down: bool = False
+    waits: bool = False
+    overlaps: bool = False
+    sizes_early: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What the device half may know of the iteration to come: its size, and the device's share of the fleet's speed."""
+
+    steps: int
+    batch: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairedTest:
+    """A test the device half wants made at the end of the iteration, see `domain.Probe`.
+
+    Attributes:
+        rows: m.
+        weight: of the displacement in the model that is compared with the one received.
+        strict: leave out rows trained on since the base was received.
+    """
+
+    rows: int
+    weight: float
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +103,15 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contribution:
-    """One accepted update as the coordinator half sees it.
+    """One accepted update as the coordinator half sees it. Numbers beside the vector are the device's own claims.
 
     Attributes:
         vector: what the device sent, decoded, shape (P,).
         base: the vector the device had received before, shape (P,); None unless the strategy asks for bases.
         lag: global versions made since the device received its base.
-        samples, iterations: rows of the newest iteration, and local iterations since the device's last push.
+        samples, seconds, mini_batches: of the newest iteration.
+        iterations, steps: local iterations and mini-batches since the device's last push.
+        planned: mini-batches of an iteration by the device's allocation; 0 where it names none.
     """
 
     device: DeviceId
@@ -59,23 +120,49 @@ class Contribution:
     lag: int
     samples: int
     iterations: int
+    seconds: float = 0.0
+    mini_batches: int = 0
+    steps: int = 0
+    planned: int = 0
+
+
+class Fleet(Protocol):
+    """The devices that are there now. Cheap to ask, whatever the fleet's size; iterating costs what it looks like."""
+
+    def __len__(self) -> int:
+        """How many are online."""
+
+    def __iter__(self) -> Iterator[DeviceId]:
+        """Those online, in the order in which they joined."""
+
+    def __contains__(self, device: object) -> bool:
+        """Whether this one is online."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merged:
-    """What the coordinator half made of a contribution.
+    """What the coordinator half made of a contribution, or of a change in the fleet.
 
     Attributes:
-        model: the new global vector; None when this contribution only waits for others.
-        score: of `model` on the held-out rows, where the strategy measured it anyway.
+        model: the new global vector, the one devices train from; None when nothing changed.
+        score: of the served model, where the strategy measured it anyway.
         weight: the share of the new model that came from this contribution, in [0, 1].
         reply_to: devices that get the global model now.
+        iterations: for devices in `reply_to`, how many local iterations to make before the next push; where a device
+            is missing its own half decides.
+        summon: devices that are asked to push at the end of the iteration they are at.
     """
 
     model: Params | None
     reply_to: tuple[DeviceId, ...]
     weight: float = 0.0
     score: Score | None = None
+    iterations: Mapping[DeviceId, int] = field(default_factory=dict)
+    summon: tuple[DeviceId, ...] = ()
+
+
+#: Nothing changed and nobody is answered.
+NOTHING = Merged(model=None, reply_to=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,16 +177,22 @@ class Strategy(Protocol[D, C]):
     """Constants and pure functions; D and C are the states of the device's and the coordinator's half."""
 
     @property
-    def needs_base(self) -> bool:
-        """Whether `merge` wants the vector each device had received (the coordinator then keeps them)."""
+    def regime(self) -> Regime:
+        """What this strategy asks of a run."""
 
     # the device's half
 
     def device_start(self, initial: Params) -> D:
         """State of a device that has just received its first model of a run, `initial`."""
 
-    def observe(self, state: D, trained: Trained) -> tuple[D, Decision]:
-        """After one local iteration: push or not.
+    def adopted(self, state: D, received: Params, *, iterations: int) -> D:
+        """A model came, after `device_start` for the first one too; `iterations` as in `Merged`, 0 = not said."""
+
+    def test(self, state: D, work: Work) -> PairedTest | None:
+        """The test to make at the end of the coming iteration; asked in a walk only."""
+
+    def observe(self, state: D, trained: Trained, origin: Params) -> tuple[D, Decision]:
+        """After one local iteration: push or not. `origin`: where a displacement pushed now would begin, shape (P,).
 
         A loss of NaN tells that the iteration diverged: the device has gone back to the model it received, whatever
         `trained.params` holds, and does not push whatever the decision says. The state goes on all the same (an age
@@ -107,9 +200,10 @@ class Strategy(Protocol[D, C]):
         """
 
     def contribution(self, state: D, *, base: Params, params: Params) -> tuple[D, Params]:
-        """The vector to send: made from the model last received and the local one.
+        """The vector to send: made from the model last received (or, where `displaces`, pushed) and the local one.
 
-        One that is not finite counts as a divergence: it is not sent, and the state returned is dropped.
+        Asked at a push only, also at one that somebody else decided. One that is not finite counts as a divergence:
+        it is not sent, and the state returned is dropped.
         """
 
     # the coordinator's half
@@ -117,15 +211,23 @@ class Strategy(Protocol[D, C]):
     def coordinator_start(self, initial: Params) -> C:
         """State at version 0, whose model is `initial`."""
 
-    def merge(self, state: C, model: Params, contribution: Contribution, score: ScoreOf) -> tuple[C, Merged]:
+    def merge(
+        self, state: C, model: Params, contribution: Contribution, fleet: Fleet, score: ScoreOf
+    ) -> tuple[C, Merged]:
         """Take one update into account.
 
         Raises:
             ProtocolError: the update is refused under the error's reason, and the state stays as it was.
         """
 
-    def resize(self, state: C, reports: Mapping[DeviceId, Report]) -> tuple[C, Mapping[DeviceId, Sizing]]:
-        """New sizes for the devices that need one; `reports` holds every device that has been measured."""
+    def changed(self, state: C, model: Params, fleet: Fleet, score: ScoreOf) -> tuple[C, Merged]:
+        """A device came or left: whoever waits for one that is gone must not wait for ever."""
+
+    def resize(self, state: C, reports: Mapping[DeviceId, Report], fleet: Fleet) -> tuple[C, Mapping[DeviceId, Sizing]]:
+        """New sizes for the devices that need one; `reports` holds those of the fleet that have been measured."""
+
+    def served(self, state: C, model: Params) -> Params:
+        """The model that is measured, saved and handed out, where it is not the one devices train from."""
 
     def dump(self, state: C) -> StateDump:
         """Cut the state for a checkpoint."""
@@ -136,3 +238,37 @@ class Strategy(Protocol[D, C]):
         Raises:
             KeyError, TypeError, ValueError: the dump is not one of this strategy's.
         """
+
+
+class BaseStrategy(Generic[D, C]):
+    """The answers of a strategy without an opinion: fresh rows, fp16, no test, nobody re-sized, nothing averaged."""
+
+    @property
+    def regime(self) -> Regime:
+        """The defaults."""
+        return Regime()
+
+    def adopted(self, state: D, received: Params, *, iterations: int) -> D:  # noqa: ARG002
+        """Nothing to note."""
+        return state
+
+    def test(self, state: D, work: Work) -> PairedTest | None:  # noqa: ARG002
+        """None."""
+        return None
+
+    def changed(self, state: C, model: Params, fleet: Fleet, score: ScoreOf) -> tuple[C, Merged]:  # noqa: ARG002
+        """Nobody waits for anybody."""
+        return state, NOTHING
+
+    def resize(
+        self,
+        state: C,
+        reports: Mapping[DeviceId, Report],  # noqa: ARG002
+        fleet: Fleet,  # noqa: ARG002
+    ) -> tuple[C, Mapping[DeviceId, Sizing]]:
+        """Everybody keeps the first size."""
+        return state, {}
+
+    def served(self, state: C, model: Params) -> Params:  # noqa: ARG002
+        """The one devices train from."""
+        return model

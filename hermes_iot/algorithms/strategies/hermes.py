@@ -26,7 +26,16 @@ from hermes_iot.algorithms.aggregation import fold_displacement, loss_weighted
 from hermes_iot.algorithms.allocation import AllocationConfig, AllocationState, allocate
 from hermes_iot.algorithms.gate import GateConfig, GateState, observe, start
 from hermes_iot.algorithms.speed import Report
-from hermes_iot.algorithms.strategies.base import Contribution, Decision, Merged, ScoreOf, StateDump
+from hermes_iot.algorithms.strategies.base import (
+    BaseStrategy,
+    Contribution,
+    Decision,
+    Fleet,
+    Merged,
+    Regime,
+    ScoreOf,
+    StateDump,
+)
 from hermes_iot.algorithms.trees import is_finite
 from hermes_iot.domain import DeviceId, Params, Sizing, Trained
 from hermes_iot.errors import ProtocolError, UsageError
@@ -73,22 +82,22 @@ class CoordinatorHalf:
 
 
 @dataclass(frozen=True, slots=True)
-class Hermes:
+class Hermes(BaseStrategy[DeviceHalf, CoordinatorHalf]):
     """See the module. States: `DeviceHalf` and `CoordinatorHalf`."""
 
     config: HermesConfig
 
     @property
-    def needs_base(self) -> bool:
-        """Only a displacement from the received model needs that model."""
-        return self.config.pushed == "delta"
+    def regime(self) -> Regime:
+        """Fresh rows and fp16; only a displacement from the received model needs that model."""
+        return Regime(needs_base=self.config.pushed == "delta")
 
     def device_start(self, initial: Params) -> DeviceHalf:
         """An empty window."""
         moved = np.zeros_like(initial) if self.config.pushed == "gradients" else None
         return DeviceHalf(gate=start(self.config.gate), moved=moved)
 
-    def observe(self, state: DeviceHalf, trained: Trained) -> tuple[DeviceHalf, Decision]:
+    def observe(self, state: DeviceHalf, trained: Trained, origin: Params) -> tuple[DeviceHalf, Decision]:  # noqa: ARG002
         """The loss gate."""
         gate, verdict = observe(state.gate, trained.loss, self.config.gate)
         decision = Decision(push=verdict.fire, why=verdict.reason, z=verdict.z, threshold=verdict.threshold)
@@ -107,7 +116,12 @@ class Hermes:
         return CoordinatorHalf(initial=initial)
 
     def merge(
-        self, state: CoordinatorHalf, model: Params, contribution: Contribution, score: ScoreOf
+        self,
+        state: CoordinatorHalf,
+        model: Params,
+        contribution: Contribution,
+        fleet: Fleet,  # noqa: ARG002
+        score: ScoreOf,
     ) -> tuple[CoordinatorHalf, Merged]:
         """Average the update in by inverse loss; answer its sender alone.
 
@@ -130,7 +144,10 @@ class Hermes:
         return replace(state, loss=result.loss), Merged(model=merged, reply_to=reply_to, weight=weight, score=result)
 
     def resize(
-        self, state: CoordinatorHalf, reports: Mapping[DeviceId, Report]
+        self,
+        state: CoordinatorHalf,
+        reports: Mapping[DeviceId, Report],
+        fleet: Fleet,  # noqa: ARG002
     ) -> tuple[CoordinatorHalf, Mapping[DeviceId, Sizing]]:
         """Outliers by the interquartile range, sizes by the dual binary search."""
         allocation, sizes = allocate(reports, state.allocation, self.config.allocation)

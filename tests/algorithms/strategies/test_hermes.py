@@ -19,6 +19,8 @@ from hermes_iot.domain import Score, Sizing, Trained
 from hermes_iot.errors import ProtocolError, UsageError
 
 START = np.array([1.0, 1.0], dtype=np.float32)
+#: Who is there; this strategy does not ask.
+NOBODY = ()
 
 
 def hermes(pushed="model", **gate):
@@ -56,7 +58,7 @@ def test_an_unknown_form_of_push_is_refused(pushed):
 
 
 def test_only_displacements_from_the_received_model_need_it():
-    assert [hermes(pushed).needs_base for pushed in ("model", "gradients", "delta")] == [False, False, True]
+    assert [hermes(pushed).regime.needs_base for pushed in ("model", "gradients", "delta")] == [False, False, True]
 
 
 # --- the device's half ------------------------------------------------------------------------------------------------
@@ -67,7 +69,7 @@ def test_the_gate_decides():
     state = strategy.device_start(START)
     decisions = []
     for _ in range(3):
-        state, decision = strategy.observe(state, trained(0.5))
+        state, decision = strategy.observe(state, trained(0.5), START)
         decisions.append((decision.push, decision.why))
     assert decisions == [(False, "few"), (False, "flat"), (True, "age")]
 
@@ -76,10 +78,10 @@ def test_divergence_empties_the_window_and_keeps_the_age():
     strategy = hermes(max_age=4, alpha=-1e6)
     state = strategy.device_start(START)
     for loss in (0.5, 0.4, math.nan):
-        state, decision = strategy.observe(state, trained(loss))
+        state, decision = strategy.observe(state, trained(loss), START)
     assert not decision.push
     assert (state.gate.window, state.gate.age) == ((), 3)
-    _, decision = strategy.observe(state, trained(0.5))
+    _, decision = strategy.observe(state, trained(0.5), START)
     assert (decision.push, decision.why) == (True, "age")
 
 
@@ -124,7 +126,7 @@ SENT = {"model": vector(3, 5), "gradients": vector(2, 4), "delta": vector(1, 3)}
 def test_the_first_push_becomes_the_model(pushed):
     strategy = hermes(pushed)
     state, merged = strategy.merge(
-        strategy.coordinator_start(START), START, contribution(SENT[pushed], vector(2, 2)), losses({3.0: 0.25})
+        strategy.coordinator_start(START), START, contribution(SENT[pushed], vector(2, 2)), NOBODY, losses({3.0: 0.25})
     )
     assert np.array_equal(merged.model, vector(3, 5))
     assert (merged.weight, merged.reply_to, merged.score) == (1.0, ("d1",), Score(loss=0.25, accuracy=None))
@@ -138,7 +140,7 @@ def test_later_pushes_count_by_the_inverse_of_their_loss(pushed):
     strategy = hermes(pushed)
     state = replace(strategy.coordinator_start(START), loss=0.75)
     state, merged = strategy.merge(
-        state, vector(7, 1), contribution(SENT[pushed], vector(2, 2)), losses({3.0: 0.25, 4.0: 0.2})
+        state, vector(7, 1), contribution(SENT[pushed], vector(2, 2)), NOBODY, losses({3.0: 0.25, 4.0: 0.2})
     )
     assert np.array_equal(merged.model, vector(4, 4))
     assert merged.weight == pytest.approx(0.75)
@@ -149,7 +151,7 @@ def test_merging_touches_neither_the_model_nor_the_update():
     strategy = hermes()
     state = replace(strategy.coordinator_start(START), loss=0.5)
     model, update = vector(7, 1), vector(3, 5)
-    strategy.merge(state, model, contribution(update), losses({3.0: 0.5, 5.0: 0.1}))
+    strategy.merge(state, model, contribution(update), NOBODY, losses({3.0: 0.5, 5.0: 0.1}))
     assert np.array_equal(model, vector(7, 1))
     assert np.array_equal(update, vector(3, 5))
 
@@ -160,7 +162,7 @@ def test_an_update_without_a_finite_loss_is_refused(loss, before):
     strategy = hermes()
     state = replace(strategy.coordinator_start(START), loss=before)
     with pytest.raises(ProtocolError) as caught:
-        strategy.merge(state, START, contribution(vector(3, 5)), losses({3.0: loss}))
+        strategy.merge(state, START, contribution(vector(3, 5)), NOBODY, losses({3.0: loss}))
     assert caught.value.reason == "loss"
 
 
@@ -168,14 +170,14 @@ def test_a_merge_without_a_finite_loss_is_refused():
     strategy = hermes()
     state = replace(strategy.coordinator_start(START), loss=0.5)
     with pytest.raises(ProtocolError) as caught:
-        strategy.merge(state, vector(7, 1), contribution(vector(3, 5)), losses({3.0: 0.5, 5.0: math.nan}))
+        strategy.merge(state, vector(7, 1), contribution(vector(3, 5)), NOBODY, losses({3.0: 0.5, 5.0: math.nan}))
     assert caught.value.reason == "loss"
 
 
 def test_a_displacement_from_a_model_that_is_not_known_is_refused():
     strategy = hermes("delta")
     with pytest.raises(ProtocolError) as caught:
-        strategy.merge(strategy.coordinator_start(START), START, contribution(vector(1, 1)), losses({}))
+        strategy.merge(strategy.coordinator_start(START), START, contribution(vector(1, 1)), NOBODY, losses({}))
     assert caught.value.reason == "base"
 
 
@@ -184,7 +186,7 @@ def test_a_displacement_that_leads_out_of_float32_is_refused(pushed):
     strategy = hermes(pushed)
     far = vector(3e38, 0)
     with pytest.raises(ProtocolError) as caught:
-        strategy.merge(strategy.coordinator_start(far), far, contribution(far, base=far), losses({}))
+        strategy.merge(strategy.coordinator_start(far), far, contribution(far, base=far), NOBODY, losses({}))
     assert caught.value.reason == "finite"
 
 
@@ -192,7 +194,7 @@ def test_resizing_is_the_allocators():
     strategy = build_strategy(HermesConfig(allocation=AllocationConfig(tolerance=0.05)))
     times = {"a": 1.0, "b": 1.1, "c": 1.2, "d": 1.15, "slow": 4.0}
     reports = {name: Report(seconds=one, samples=400, batch=10, epochs=1) for name, one in times.items()}
-    state, sizes = strategy.resize(strategy.coordinator_start(START), reports)
+    state, sizes = strategy.resize(strategy.coordinator_start(START), reports, NOBODY)
     # 4 s for 40 mini-batches; the median is 1.15 s, and 5 % over it are 12.075 mini-batches: 120 rows.
     assert sizes == {"slow": Sizing(samples=120, batch=10)}
     assert state.allocation.target_s == 1.15
@@ -209,7 +211,7 @@ def test_the_coordinators_half_survives_json_and_float32_arrays(loss, measured):
     state = replace(strategy.coordinator_start(vector(1.5, -2.25)), loss=loss)
     if measured:
         reports = {name: Report(seconds=1.0, samples=100, batch=10, epochs=1) for name in "abcd"}
-        state, _ = strategy.resize(state, reports)
+        state, _ = strategy.resize(state, reports, NOBODY)
     dumped = strategy.dump(state)
     scalars = json.loads(json.dumps(dumped.scalars, allow_nan=False))
     arrays = {name: np.frombuffer(array.tobytes(), dtype="<f4").copy() for name, array in dumped.arrays.items()}
@@ -227,5 +229,7 @@ def test_a_dump_of_something_else_is_no_state():
 def test_after_a_restart_a_gradient_sum_still_starts_from_the_first_model():
     strategy = hermes("gradients")
     state = strategy.load(strategy.dump(replace(strategy.coordinator_start(START), loss=0.75)))
-    _, merged = strategy.merge(state, vector(7, 1), contribution(SENT["gradients"]), losses({3.0: 0.25, 4.0: 0.2}))
+    _, merged = strategy.merge(
+        state, vector(7, 1), contribution(SENT["gradients"]), NOBODY, losses({3.0: 0.25, 4.0: 0.2})
+    )
     assert np.array_equal(merged.model, vector(4, 4))

@@ -1,0 +1,276 @@
+"""``hermes-iot bench``: strategies against each other, in virtual time, with real training and real bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+
+import typer
+
+from hermes_iot.cli import logs, options
+from hermes_iot.domain import DataMode
+from hermes_iot.errors import HermesError, UsageError
+from hermes_iot.protocol.limits import INTEGER_MAX
+
+if TYPE_CHECKING:
+    from hermes_iot.runtime.bench.cells import Row, Setting
+    from hermes_iot.runtime.bench.run import Comparison, Done
+
+_SEEDS_MAX = 100
+_PATIENCE = 10
+#: Options that decide no number.
+_SHOWS = frozenset({"jobs", "data_dir", "out", "plain", "as_json", "config", "verbose"})
+
+
+def bench(
+    context: typer.Context,
+    *,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="paper: the paper's comparison. quick: digits, under a minute and a half."),
+    ] = None,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="hermes-plus with one part switched off at a time, instead of strategies.")
+    ] = False,
+    workload: Annotated[
+        str | None,
+        typer.Option(
+            "--workload",
+            help="digits-mlp, mnist-mlp, mnist-cnn, cifar-alexnet, occupancy; several with commas. [default: digits-mlp]",
+        ),
+    ] = None,
+    fleet: Annotated[
+        str | None,
+        typer.Option("--fleet", metavar="NAME", help="azure12, pi-mix, ..., or path/to/fleet.toml. [default: azure12]"),
+    ] = None,
+    link: Annotated[
+        str | None,
+        typer.Option("--link", metavar="NAME", help="wifi20, slow1, asym, or path/to/link.toml. [default: wifi20]"),
+    ] = None,
+    chosen: Annotated[
+        str | None,
+        typer.Option(
+            "--strategies",
+            metavar="ROWS",
+            help='With commas: bsp, hermes-plus, "hermes-plus lean", "hermes[gate.alpha=-1]".',
+        ),
+    ] = None,
+    only: Annotated[
+        bool, typer.Option("--only", help="Leave out the rows single and bsp-tuned where they are not named.")
+    ] = False,
+    seeds: Annotated[str | None, typer.Option("--seeds", help="With commas. [default: 0,1,2]")] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option("--targets", help="Test accuracies with commas, e.g. 0.97,0.98. [default: the workload's]"),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="indexed, shipped or local: who holds the rows. [default: the workload's]"),
+    ] = None,
+    dirichlet: Annotated[
+        float | None,
+        typer.Option("--dirichlet", help="Boards keep rows of their own, classes spread with this, e.g. 0.3."),
+    ] = None,
+    long: Annotated[bool, typer.Option("--long", help="Run on beyond the targets, to the stop rule.")] = False,
+    patience: Annotated[
+        int,
+        typer.Option("--patience", min=0, help="Aggregations of the paper's stop rule; 0 = do not wait for it."),
+    ] = _PATIENCE,
+    virtual: Annotated[
+        str | None, typer.Option("--virtual", help="End a cell after this virtual time. [default: the workload's]")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, max=256, help="Cells at a time. [default: the CPUs]")
+    ] = None,
+    data_dir: options.DataDir = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Report, plots, finished cells. [default: bench/<what is compared>]"),
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a bar.")] = False,
+    as_json: options.Json = False,
+    config: options.Config = None,  # noqa: ARG001 - read before parsing, see files.py
+    verbose: options.Verbose = False,
+) -> int:
+    """Compare strategies: time and bytes to an accuracy, over seeds. Finished cells are not run again."""
+    if ablate and chosen is not None:
+        raise UsageError("--ablate and --strategies contradict each other", mend="Give one of them")
+    options.check_directory(data_dir)
+    logs.configure(verbose=verbose, quiet=True)
+    plan, name = _plan(
+        preset=preset,
+        ablate=ablate,
+        workload=workload,
+        fleet=fleet,
+        link=link,
+        chosen=chosen,
+        only=only,
+        seeds=seeds,
+        targets=targets,
+        data=data,
+        dirichlet=dirichlet,
+        long=long,
+        patience=patience,
+        virtual=virtual,
+    )
+    folder = out or Path("bench") / name
+
+    from rich.console import Console
+
+    from hermes_iot.reporting.bench_view import Progress
+    from hermes_iot.runtime.bench.run import run
+
+    with Progress(Console(stderr=True), plain=plain) as progress:
+        done = run(plan, out=folder, data_dir=data_dir, jobs=jobs or os.cpu_count() or 1, observe=progress.on_event)
+    failed = any(one["failed"] for one in done.results["comparisons"])
+    _show(done, folder, ok=not failed, command=_command(context), as_json=as_json)
+    return HermesError.exit_code if failed else 0
+
+
+def _show(done: Done, folder: Path, *, ok: bool, command: str, as_json: bool) -> None:
+    """Write report, table and plots, and say it."""
+    from rich.console import Console
+
+    from hermes_iot.reporting.bench_plots import write_pictures
+    from hermes_iot.reporting.bench_report import csv_of, report
+    from hermes_iot.reporting.bench_view import render
+    from hermes_iot.runtime.bench.run import SCHEMA
+    from hermes_iot.storage.atomic import write_atomic
+
+    results = {"schema": SCHEMA, "ok": ok, "command": command, **done.results}
+    pictures: dict[str, list[str]] = {}
+    files, notes = [], set[str]()
+    for one in done.pictures:
+        paths, note = write_pictures(one, folder)
+        pictures[one["name"]] = [path.name for path in paths if path.suffix == ".png"]
+        files += paths
+        notes |= {note} if note else set()
+    texts = {
+        "results.json": json.dumps(results, indent=1) + "\n",
+        "results.csv": csv_of(results),
+        "report.md": report(results, pictures=pictures, command=command),
+    }
+    for name, text in texts.items():
+        write_atomic(folder / name, text.encode())
+    if as_json:
+        sys.stdout.write(json.dumps(results) + "\n")
+    else:
+        render(results, Console(), written=[folder / name for name in texts] + files, notes=sorted(notes))
+
+
+def _plan(
+    *,
+    preset: str | None,
+    ablate: bool,
+    workload: str | None,
+    fleet: str | None,
+    link: str | None,
+    chosen: str | None,
+    only: bool,
+    seeds: str | None,
+    **others: Any,
+) -> tuple[tuple[Comparison, ...], str]:
+    """What to run, and a name for it.
+
+    Raises:
+        UsageError: a word, name or number that cannot be used.
+    """
+    from hermes_iot.runtime.bench.presets import FLEET, LINK, PRESETS, Part
+    from hermes_iot.runtime.bench.run import Comparison
+
+    if preset is not None and preset not in PRESETS:
+        raise UsageError(f"there is no preset {preset!r}", mend=f"Use {' or '.join(PRESETS)}")
+    parts = PRESETS[preset] if preset else (Part(workload="digits-mlp"),)
+    if workload is not None:  # a preset's rows and seeds, on workloads of one's own
+        parts = tuple(replace(parts[0], workload=word.strip()) for word in workload.split(",") if word.strip())
+    if not parts:
+        raise UsageError("--workload names nothing", mend="Use e.g. mnist-mlp")
+    plan = tuple(
+        Comparison(
+            setting=_setting(part.workload, fleet=fleet or FLEET, link=link or LINK, ablate=ablate, **others),
+            rows=_rows(chosen or part.strategies, ablate=ablate, only=only),
+            seeds=_seeds(seeds or part.seeds),
+        )
+        for part in parts
+    )
+    name = preset or (plan[0].setting.name if len(plan) == 1 else f"{len(plan)}-workloads")
+    return plan, f"{name}-ablation" if ablate else name
+
+
+def _rows(text: str, *, ablate: bool, only: bool) -> tuple[Row, ...]:
+    from hermes_iot.runtime.bench.rows import ABLATIONS, PLUS, completed, row_of, rows_of
+
+    if ablate:
+        return (*(() if only else (row_of("bsp"),)), row_of(PLUS), *ABLATIONS)
+    rows = rows_of(text)
+    return rows if only else completed(rows)
+
+
+def _setting(
+    name: str,
+    *,
+    fleet: str,
+    link: str,
+    ablate: bool,
+    targets: str | None,
+    data: str | None,
+    dirichlet: float | None,
+    long: bool,
+    patience: int,
+    virtual: str | None,
+) -> Setting:
+    from hermes_iot.reporting.units import parse_duration
+    from hermes_iot.runtime.bench.cells import Setting
+    from hermes_iot.runtime.bench.workloads import workload_of
+    from hermes_iot.runtime.simulation.profiles import fleet_of, link_of
+
+    one = workload_of(name)
+    if data is not None:
+        if data not in get_args(DataMode):
+            raise UsageError(f"--data {data!r} cannot be used", mend=f"Use {' or '.join(get_args(DataMode))}")
+        one = replace(one, data_mode=cast("DataMode", data))
+    if targets is not None:
+        one = replace(one, targets=_targets(targets))
+    return Setting(
+        workload=one,
+        fleet=fleet_of(fleet),
+        fleet_name=fleet,
+        link=link_of(link),
+        link_name=link,
+        dirichlet=dirichlet,
+        patience=patience or _PATIENCE,
+        await_patience=patience > 0 and not ablate,
+        long=long,
+        virtual_s=parse_duration(virtual) if virtual is not None else None,
+    )
+
+
+def _targets(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(sorted({float(word) for word in text.split(",") if word.strip()}))
+    except ValueError as error:
+        raise UsageError(f"--targets {text!r} is not understood", mend="Write e.g. 0.97,0.98") from error
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or not all(word.isdigit() and int(word) <= INTEGER_MAX for word in words):
+        raise UsageError(f"--seeds {text!r} is not understood", mend="Write e.g. 0,1,2")
+    if len(words) > _SEEDS_MAX:
+        raise UsageError(f"{len(words)} seeds are too many", why=f"at most {_SEEDS_MAX}")
+    return tuple(dict.fromkeys(int(word) for word in words))
+
+
+def _command(context: typer.Context) -> str:
+    """How it was called, as far as it decides results."""
+    words = ["hermes-iot", "bench"]
+    for option in context.command.params:
+        value = context.params.get(str(option.name))
+        if option.name not in _SHOWS and value is not None and value is not False and value != option.default:
+            words += [max(option.opts, key=len), *([] if value is True else [str(value)])]
+    return shlex.join(words)

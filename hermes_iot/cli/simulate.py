@@ -1,0 +1,151 @@
+"""``hermes-iot simulate``: a fleet of any size in virtual time, on this machine alone."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hermes_iot.cli import coordinator as run_options
+from hermes_iot.cli import logs, options
+from hermes_iot.errors import UsageError
+
+#: What is simulated where nobody says for how long.
+VIRTUAL = "10m"
+_TASK = "mnist"
+_COST = "cost"
+
+
+def simulate(
+    context: typer.Context,
+    *,
+    fleet: Annotated[
+        str, typer.Option("--fleet", metavar="NAME", help="azure12, pi-mix, edge1000, ..., or path/to/fleet.toml.")
+    ] = "azure12",
+    link: Annotated[
+        str, typer.Option("--link", metavar="NAME", help="wifi20, slow1, asym, or path/to/link.toml.")
+    ] = "wifi20",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            envvar="HERMES_TASK",
+            help="As of a real run, or cost: no training, for large fleets. [default: the fleet's, else mnist]",
+        ),
+    ] = None,
+    strategy: run_options.Strategy = "hermes",
+    virtual: Annotated[
+        str | None,
+        typer.Option("--virtual", help=f"Stop after this virtual time, e.g. 150s or 2h. [default: {VIRTUAL}]"),
+    ] = None,
+    hours: Annotated[float | None, typer.Option("--hours", help="The same in hours.")] = None,
+    target_accuracy: run_options.Target = None,
+    patience: run_options.Patience = None,
+    max_bytes: run_options.MaxBytes = None,
+    max_pushes: run_options.MaxPushes = None,
+    seed: run_options.Seed = 0,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", help="shipped, indexed or local: who holds the rows. [default: shipped, for cost indexed]"
+        ),
+    ] = None,
+    sampling: run_options.SamplingOption = None,
+    gate_split: run_options.GateSplitOption = None,
+    samples: run_options.Samples = None,
+    batch: run_options.Batch = None,
+    epochs: run_options.Epochs = None,
+    learning_rate: run_options.Rate = None,
+    validation: run_options.Validation = 0.1,
+    score_on: run_options.ScoreOn = "validation",
+    codec: run_options.CodecOption = None,
+    codec_down: run_options.CodecDownOption = None,
+    telemetry: run_options.TelemetryOption = "off",
+    lag_max: run_options.LagMax = None,
+    constants: run_options.Constants = None,
+    data_dir: options.DataDir = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write simulation.json here: curve, timeline, devices.")
+    ] = None,
+    plain: run_options.Plain = False,
+    as_json: options.Json = False,
+    config: options.Config = None,  # noqa: ARG001 - read before parsing, see files.py
+    verbose: options.Verbose = False,
+) -> int:
+    """See what a fleet would do: the code of the boards on simulated time, with real training and real bytes."""
+    from hermes_iot.runtime.simulation.profiles import fleet_of, link_of
+
+    boards, line = fleet_of(fleet), link_of(link)
+    task = task or boards.task or _TASK
+    settings = run_options.run_config(
+        task=task,
+        known_task=task == _COST,
+        strategy=strategy,
+        constants=run_options.chosen_constants(strategy, constants or [], context.obj or {}),
+        seed=seed,
+        data=data or ("indexed" if task == _COST else "shipped"),
+        sampling=sampling,
+        gate_split=gate_split,
+        samples=samples,
+        batch=batch,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        validation=validation,
+        score_on=score_on,
+        codec=codec,
+        codec_down=codec_down,
+        telemetry=telemetry,
+        lag_max=lag_max,
+        rules=run_options.stop_rules(target_accuracy, patience, None, max_bytes, max_pushes),
+    )
+    virtual_s = _virtual_s(virtual, hours)
+    options.check_directory(data_dir)
+    logs.configure(verbose=verbose, quiet=True)
+
+    from rich.console import Console
+
+    from hermes_iot.reporting.simulated import Progress, render
+    from hermes_iot.reporting.summary import envelope, write_summary
+    from hermes_iot.runtime.simulation.benches import equipment_of
+    from hermes_iot.runtime.simulation.outcome import SimLimits
+    from hermes_iot.runtime.simulation.run import simulate as run
+    from hermes_iot.storage.atomic import make_directory
+
+    if out is not None:
+        make_directory(out)
+    equipment = equipment_of(settings, devices=boards.devices, data_dir=data_dir)
+    begun = time.monotonic()
+    with Progress(Console(stderr=True), virtual_s=virtual_s, plain=plain, clock=time.monotonic) as progress:
+        outcome = run(
+            settings,
+            fleet=boards,
+            link=line,
+            bench=equipment.bench,
+            trainer_of=equipment.trainer_of,
+            until=SimLimits(virtual_s=virtual_s),
+            observe=progress.on_record,
+        )
+    document = {**outcome.document(), "link": Path(link).stem, "real_s": time.monotonic() - begun}
+    if out is not None:
+        write_summary(out / "simulation.json", document, kind="simulation")
+    if as_json:
+        # A chart's worth of stretches for each board belongs into a file.
+        shown = {key: value for key, value in document.items() if key != "timeline"}
+        sys.stdout.write(envelope(shown, kind="simulation") + "\n")
+    else:
+        render(document, Console(), written=out / "simulation.json" if out is not None else None)
+    return 0
+
+
+def _virtual_s(virtual: str | None, hours: float | None) -> float:
+    from hermes_iot.reporting.units import parse_duration
+
+    if virtual is not None and hours is not None:
+        raise UsageError("--virtual and --hours contradict each other", mend="Give one of them")
+    seconds = hours * 3600 if hours is not None else parse_duration(virtual or VIRTUAL)
+    if not seconds > 0:
+        raise UsageError(f"a virtual time of {seconds:g} s cannot be used", why="it must be above 0")
+    return seconds

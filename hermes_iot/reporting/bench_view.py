@@ -1,0 +1,129 @@
+"""A comparison on a terminal: which cells are done and how long the others will take, and its tables at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from hermes_iot.reporting.bench_report import findings, megabytes, percent, speedup
+from hermes_iot.reporting.terminal import Printable, clean
+from hermes_iot.reporting.units import NOTHING, format_seconds, format_share
+
+_NAME_MAX = 60
+
+
+class Progress:
+    """A bar on a terminal, else a line for each cell.
+
+    Args:
+        console: where; stderr, as stdout is for what came of it.
+        plain: lines even on a terminal.
+    """
+
+    def __init__(self, console: Console, *, plain: bool) -> None:
+        self._console = console
+        self._done = 0
+        self._cells = 0
+        self._bar: Bar | None = None
+        if console.is_terminal and not plain:
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+            self._bar = Bar(*columns, console=console, transient=True)
+            self._task = self._bar.add_task("", total=None)
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def on_event(self, event: str, fields: Mapping[str, Any]) -> None:
+        """What `runtime.bench.run` tells."""
+        if event == "plan":
+            self._cells, self._done = fields["cells"], fields["found"]
+            found = f", {fields['found']} of them finished before" if fields["found"] else ""
+            self._say(f"{fields['cells']} cells{found}, {fields['jobs']} at a time")
+        elif event == "finished":
+            self._done += 1
+            took = f"{format_seconds(fields['end']['t_s'])} virtual in {format_seconds(fields['real_s'])}"
+            self._say(
+                f"{self._done}/{self._cells} {_who(fields)}: {clean(fields['end']['reason'])}, {took}{_left(fields)}"
+            )
+        elif event == "failed":
+            self._done += 1
+            self._say(f"{self._done}/{self._cells} {_who(fields)} failed: {clean(fields['why'])}")
+            self._say(f"  to run it alone: {clean(fields['command'], 400)}")
+        if self._bar is not None:
+            words = f"{_left(fields).lstrip(', ')}" if event == "finished" else None
+            self._bar.update(self._task, total=self._cells, completed=self._done, description=words)
+
+    def _say(self, words: str) -> None:
+        self._console.print(words, markup=False, highlight=False, soft_wrap=True)
+
+
+def render(results: Mapping[str, Any], console: Console, *, written: Sequence[Path], notes: Sequence[str]) -> None:
+    """Print the tables, in short; the whole ones are in the report."""
+    parts: list[RenderableType] = []
+    for one in results["comparisons"]:
+        parts.append(Text(clean(one["name"], _NAME_MAX), style="bold"))
+        for table in one["tables"]:
+            parts += [_heading(f"To {percent(table['target'])} test accuracy"), _indented(_table(table["rows"]))]
+            parts += [_indented(Text(f"- {clean(words.replace('`', ''), 400)}")) for words in findings(table)]
+        parts += [_indented(Text(f"failed: {clean(_who(cell))}", style="bold red")) for cell in one["failed"]]
+        parts.append(Text(""))
+    parts += [
+        Text("Files", style="bold cyan"),
+        *(_indented(Text(clean(path, 4096), overflow="fold")) for path in written),
+    ]
+    parts += [_indented(Text(clean(note), style="dim")) for note in notes]
+    console.print(Printable(Group(*parts)))
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for word in ("strategy", "time", "reached", "x BSP", "model MB", "of BSP's", "iter/push", "accuracy"):
+        table.add_column(word, justify="left" if word == "strategy" else "right")
+    for row in rows:
+        pushes, accuracy = row["iterations_per_push"]["median"], row["final_accuracy"]["median"]
+        table.add_row(
+            Text(clean(row["label"], _NAME_MAX)),
+            format_seconds(row["t_s"]["median"]),
+            f"{row['reached']}/{row['seeds']}",
+            speedup(row["speedup"]),
+            megabytes(row["bytes_model"]["median"]),
+            format_share(row["model_share"]),
+            NOTHING if pushes is None else f"{pushes:.2f}",
+            format_share(accuracy),
+        )
+    return table
+
+
+def _who(fields: Mapping[str, Any]) -> str:
+    setting = f"{fields['setting']}, " if "setting" in fields else ""
+    return f"{setting}{fields['label']}, seed {fields['seed']}"
+
+
+def _left(fields: Mapping[str, Any]) -> str:
+    left_s = fields.get("left_s")
+    return f", about {format_seconds(left_s)} left" if left_s else ""
+
+
+def _heading(words: str) -> RenderableType:
+    return Padding(Text(words, style="bold cyan"), (1, 0, 0, 0))
+
+
+def _indented(part: RenderableType) -> RenderableType:
+    return Padding(part, (0, 0, 0, 2))

@@ -1,0 +1,162 @@
+"""A simulation as a person sees it: how far virtual time has come, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from hermes_iot.reporting.summary import DEVICES_MAX, WIDTH_MAX
+from hermes_iot.reporting.terminal import Printable, clean, labelled, shorten
+from hermes_iot.reporting.units import (
+    format_bytes,
+    format_count,
+    format_factor,
+    format_loss,
+    format_seconds,
+    format_share,
+)
+
+#: Without a terminal, a line after so many seconds of real time.
+_LINE_S: Final = 10.0
+_NAME_MAX: Final = 20
+
+
+class Progress:
+    """Virtual time as it passes: a bar on a terminal, else now and then a line.
+
+    Args:
+        console: where; stderr, as stdout is for what came of it.
+        virtual_s: where it ends at the latest.
+        plain: lines even on a terminal.
+        clock: real seconds.
+    """
+
+    def __init__(self, console: Console, *, virtual_s: float, plain: bool, clock: Callable[[], float]) -> None:
+        self._console = console
+        self._virtual_s = virtual_s
+        self._clock = clock
+        self._said_at = clock()
+        self._model = "nothing merged yet"
+        self._bar: Bar | None = None
+        if console.is_terminal and not plain:
+            columns = (BarColumn(), TextColumn("{task.description}"))
+            self._bar = Bar(*columns, console=console, transient=True, auto_refresh=False)
+            self._task = self._bar.add_task("", total=virtual_s)
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def on_record(self, event: str, fields: Mapping[str, Any]) -> None:
+        """What the simulation tells its observer."""
+        if event == "point":
+            accuracy = fields["accuracy"]
+            found = f"loss {format_loss(fields['loss'])}" if accuracy is None else format_share(accuracy)
+            self._model = f"model {fields['version']}, {found}"
+        elif event == "time":
+            self._show(fields["t_s"])
+
+    def _show(self, t_s: float) -> None:
+        words = f"{format_seconds(t_s)} of {format_seconds(self._virtual_s)} virtual time, {self._model}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=t_s, description=words, refresh=True)
+        elif self._clock() - self._said_at >= _LINE_S:
+            self._said_at = self._clock()
+            self._console.print(words, markup=False, highlight=False)
+
+
+def render(document: Mapping[str, Any], console: Console, *, written: Path | None) -> None:
+    """Print what came of it."""
+    devices: Sequence[Mapping[str, Any]] = document["devices"]
+    names = [(name, clean(document[name], 60)) for name in ("task", "strategy", "fleet", "link", "seed")]
+    parts: list[RenderableType] = [
+        Text(f"Simulated {len(devices):,} of {document['boards']:,} boards", style="bold"),
+        _indented(labelled(names)),
+        Padding(_outcome(document), (1, 0, 0, 2)),
+        _heading("Boards"),
+        _indented(_boards(devices)),
+        _heading("Payload over all links"),
+        _indented(_traffic(document["links"])),
+    ]
+    if written is not None:
+        parts += [_heading("Files"), _indented(Text(clean(written)))]
+    console.print(Printable(Group(*parts)), width=min(console.width, WIDTH_MAX))
+
+
+def _outcome(document: Mapping[str, Any]) -> Table:
+    table, loss = _table(("", "left"), ("", "left")), f"loss {format_loss(document['loss'])}"
+    if document["accuracy"] is None:
+        table.add_row("final loss", f"{format_loss(document['loss'])} on the test rows")
+    else:
+        table.add_row("final accuracy", f"{format_share(document['accuracy'])} on the test rows, {loss}")
+    table.add_row("virtual time", f"{format_seconds(document['wall_s'])}, ended by: {clean(document['reason'])}")
+    table.add_row("real time", f"{format_seconds(document['real_s'])}, {document['events']:,} events")
+    fates = ("applied", "duplicate", "stale", "rejected")
+    each = " + ".join(f"{document[f'updates_{fate}']:,} {fate}" for fate in fates)
+    table.add_row("updates received", f"{document['updates_received']:,} = {each}")
+    return table
+
+
+def _boards(devices: Sequence[Mapping[str, Any]]) -> Table:
+    """A row for each board, or for each kind where there are too many."""
+    each = len(devices) <= DEVICES_MAX
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for one in devices:
+        by_name.setdefault(one["device"] if each else one["host"], []).append(one)
+    energy = any(one["energy_j"] for one in devices)
+    words = ("board", *(() if each else ("boards",)), "slowness", "iterations", "published", "training", "up", "down")
+    table = _table(
+        *((word, "left" if word == "board" else "right") for word in (*words, *(["energy"] if energy else [])))
+    )
+    for name, rows in by_name.items():
+        table.add_row(
+            shorten(clean(name), _NAME_MAX),
+            *(() if each else (f"{len(rows):,}",)),
+            format_factor(rows[0]["slowdown"]),
+            format_count(sum(one["iterations"] for one in rows)),
+            format_count(sum(one["updates_published"] for one in rows)),
+            format_seconds(sum(one["train_s"] for one in rows)),
+            format_bytes(sum(sum(one["link"]["up"].values()) for one in rows)),
+            format_bytes(sum(sum(one["link"]["down"].values()) for one in rows)),
+            *([f"{sum(one['energy_j'] for one in rows):,.0f} J"] if energy else []),
+        )
+    return table
+
+
+def _traffic(links: Mapping[str, Any]) -> Table:
+    table = _table(("", "left"), *((word, "right") for word in ("model", "data", "control", "MQTT framing")))
+    for way in ("up", "down"):
+        sums = [format_bytes(links[way][kind]) for kind in ("model", "data", "control")]
+        table.add_row(way, *sums, format_bytes(links["framing"][way]))
+    return table
+
+
+def _table(*columns: tuple[str, str]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=any(word for word, _ in columns), header_style="dim")
+    for word, side in columns:
+        table.add_column(word, justify="right" if side == "right" else "left", no_wrap=True)
+    return table
+
+
+def _heading(words: str) -> RenderableType:
+    return Padding(Text(words, style="bold cyan"), (1, 0, 0, 0))
+
+
+def _indented(part: RenderableType) -> RenderableType:
+    return Padding(part, (0, 0, 0, 2))

@@ -1,0 +1,46 @@
+"""The workloads by name. Their targets are what the rows at hand allow; `rounds_max` is generous, see `cells.Workload`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Final
+
+from hermes_iot.errors import UsageError
+from hermes_iot.runtime.bench.cells import Workload
+
+WORKLOADS: Final[Mapping[str, Workload]] = {
+    one.name: one
+    for one in (
+        # For continuous integration: seconds, on data that scikit-learn carries.
+        Workload(
+            name="digits-mlp",
+            task="digits",
+            targets=(0.93, 0.95),
+            rounds_max=80,
+            grid_s=0.25,
+            plateau_s=20.0,
+            gantt_s=20,
+        ),
+        Workload(name="mnist-mlp", task="mnist", targets=(0.97, 0.98), rounds_max=100),
+        # Measuring takes as long as training here, so the coordinator does it once a second.
+        Workload(name="mnist-cnn", task="mnist-cnn", targets=(0.98, 0.985), measure_s=1.0),
+        Workload(name="cifar-alexnet", task="cifar10", targets=(0.4, 0.45), rounds_max=60, grid_s=5.0, measure_s=5.0),
+        Workload(name="occupancy", task="occupancy", targets=(0.95, 0.97), grid_s=0.5, plateau_s=20.0, gantt_s=30),
+        # Trains nothing: for trying out the benchmark itself.
+        Workload(name="cost", task="cost", targets=(0.9, 0.94), gantt_s=60),
+    )
+}
+
+
+def workload_of(name: str) -> Workload:
+    """A workload by name.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    if name in WORKLOADS:
+        return WORKLOADS[name]
+    near = difflib.get_close_matches(name, WORKLOADS, n=1)
+    mend = f"Did you mean {near[0]!r}?" if near else ""
+    raise UsageError(f"there is no workload {name!r}", why=f"known are {', '.join(WORKLOADS)}", mend=mend)

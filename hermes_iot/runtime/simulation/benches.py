@@ -1,0 +1,95 @@
+"""What a simulation measures and trains with, from a task's name.
+
+Boards share one trainer: it has no state between jobs, and a simulation does one thing at a time. In local mode each
+has one of its own for an equal part of the rows, in the file's order. Here alone torch is loaded, for tasks that need
+it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from hermes_iot.config import RunConfig
+from hermes_iot.errors import UsageError
+from hermes_iot.protocol.messages import TaskInfo
+from hermes_iot.runtime.simulation.shelf import Shards
+from hermes_iot.runtime.trainers import Bench, for_coordinator
+from hermes_iot.training import tasks
+from hermes_iot.training.base import Trainer
+
+if TYPE_CHECKING:
+    from hermes_iot.training.sampling import ShardLookup
+
+#: The task that trains nothing, see `training.cost`.
+COST: Final = "cost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Equipment:
+    """A coordinator's bench, and what each board trains with, by its number."""
+
+    bench: Bench
+    trainer_of: Callable[[int], Trainer]
+
+
+def equipment_of(config: RunConfig, *, devices: int, data_dir: Path | None) -> Equipment:
+    """Load task and data, for so many boards.
+
+    Raises:
+        UsageError: unknown task, data not to be had, or a mode the task does not know.
+    """
+    if config.task == COST:
+        return _of_cost(config)
+    bench = for_coordinator(config, data_dir=data_dir)
+    if config.data_mode == "local":
+        return Equipment(bench=bench, trainer_of=_own_parts(config, bench, devices, data_dir))
+    if bench.shard_of is None:
+        return Equipment(bench=bench, trainer_of=lambda _number: bench.trainer)
+    shards = Shards(bench.shard_of)
+    trainer = _trained_by(config, data_dir, shards.arrays)
+    return Equipment(bench=replace(bench, shard_of=shards.encode), trainer_of=lambda _number: trainer)
+
+
+def _of_cost(config: RunConfig) -> Equipment:
+    from hermes_iot.training.cost import CostTrainer  # noqa: PLC0415 - numpy
+
+    if config.data_mode != "indexed":
+        raise UsageError(f"task {COST!r} has no rows that could be {config.data_mode}", mend="Use --data indexed")
+    trainer = CostTrainer(seed=config.seed)
+    bench = Bench(
+        trainer=trainer,
+        task=TaskInfo(name=COST, source_sha256="0" * 64),
+        defaults=tasks.TaskDefaults(samples=256, batch=16, epochs=5, learning_rate=0.1),
+        data_sha256="0" * 64,
+        rows=trainer.train_rows,
+        shard_of=None,
+    )
+    return Equipment(bench=bench, trainer_of=lambda _number: trainer)
+
+
+def _own_parts(config: RunConfig, bench: Bench, devices: int, data_dir: Path | None) -> Callable[[int], Trainer]:
+    from hermes_iot.training.torch_trainer import TorchTrainer  # noqa: PLC0415 - torch
+
+    task = tasks.resolve(config.task, data_dir=data_dir)
+    data, share = task.load_data(), bench.trainer.train_rows // devices
+    if not share:
+        raise UsageError(f"{bench.trainer.train_rows} rows are not enough for {devices} boards")
+
+    @functools.cache
+    def trainer_of(number: int) -> Trainer:
+        rows = slice(number * share, (number + 1) * share)
+        return TorchTrainer(task, data, seed=config.seed, validation_fraction=config.validation_fraction, rows=rows)
+
+    return trainer_of
+
+
+def _trained_by(config: RunConfig, data_dir: Path | None, shards: ShardLookup) -> Trainer:
+    """A device's trainer where rows are shipped: it holds no data of its own."""
+    from hermes_iot.training.torch_trainer import TorchTrainer  # noqa: PLC0415 - torch
+
+    task = tasks.resolve(config.task, data_dir=data_dir)
+    return TorchTrainer(task, None, seed=config.seed, validation_fraction=config.validation_fraction, shards=shards)

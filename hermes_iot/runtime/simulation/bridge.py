@@ -1,0 +1,143 @@
+"""The simulated coordinator: performs what its machine decides, beside the broker and at no cost of time.
+
+The counterpart of `runtime.coordinator` without threads and disk; events and effects are handled in the same order.
+Nobody else leads here and nothing is resumed, so checkpoints and the registry are not kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final
+
+from hermes_iot.core.coordinator import Coordinator
+from hermes_iot.core.effects import Effect, Quit, Record, Send, SendKeyframe
+from hermes_iot.errors import ProtocolError
+from hermes_iot.protocol import codec
+from hermes_iot.protocol.messages import Allocation, CoordinatorStatus
+from hermes_iot.protocol.wire import ROUTES
+from hermes_iot.runtime.link import Link
+from hermes_iot.runtime.simulation.clock import Timer
+from hermes_iot.runtime.simulation.world import World
+from hermes_iot.transport.base import Connected, Delivery, TransportEvent, Will
+
+CLIENT_ID: Final = "coordinator"
+
+#: One event of the machine, for whoever wants to replay a run.
+OnEvent = Callable[[float, object], None]
+
+
+class SimulatedCoordinator:
+    """See the module.
+
+    Args:
+        machine: makes the decisions.
+        world: what everybody shares.
+        observe: takes the machine's records.
+
+    Attributes:
+        running: until the machine quits.
+    """
+
+    def __init__(
+        self, machine: Coordinator, *, world: World, observe: Callable[[str, Mapping[str, Any]], None] | None
+    ) -> None:
+        self.machine = machine
+        self.running = True
+        self._world = world
+        self._observe = observe
+        self._keyframe_parts = 0
+        self._held: list[Send] = []
+        self._timer = Timer(world.clock, self._expire)
+        manifest = machine.manifest
+        death = CoordinatorStatus(state="offline", session=CLIENT_ID, run=manifest.run)
+        will = Will(topic=world.topics.all("coordinator"), payload=codec.encode_json(death))
+        self._transport = world.network.beside(CLIENT_ID, will)
+        self._link = Link(world.topics, self._transport, chunk_bytes=manifest.chunk_bytes)
+
+    def start(self) -> None:
+        """Connect and subscribe."""
+        self._transport.subscribe(self._world.topics.of_coordinator())
+        self._transport.start(self._hear, timeout_s=0.0)
+
+    def finish(self, reason: str) -> None:
+        """The simulation's own limits end the run, as one of its rules would."""
+        if self.running and not self.machine.finished:
+            self._perform(self.machine.finish(reason, now=self._world.clock.now))
+            self._rest()
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._transport.close()
+
+    # --- events ---------------------------------------------------------------------------------------------------
+
+    def _hear(self, event: TransportEvent) -> None:
+        # Behind what the broker still has to deliver, and outside its callback: there an error would only be logged.
+        self._world.clock.at(self._world.clock.now, partial(self._handle, event))
+
+    def _handle(self, event: TransportEvent) -> None:
+        now = self._world.clock.now
+        if not self.running:
+            return
+        if isinstance(event, Connected):
+            self._link.connected(event)
+            self._perform(self.machine.connected(now=now))
+        elif isinstance(event, Delivery):
+            self._world.ledger.note(now, CLIENT_ID, event.topic, event.payload)
+            self._deliver(event, now)
+        self._rest()
+
+    def _deliver(self, delivery: Delivery, now: float) -> None:
+        address = self._world.topics.parse(delivery.topic)
+        if address is None or not delivery.payload:
+            return
+        self.machine.carried(address.channel, up=len(delivery.payload))
+        try:
+            received = self._link.decode(delivery, now=now)
+            effects = self.machine.received(received, now=now) if received is not None else []
+        except ProtocolError as error:
+            effects = self.machine.malformed(address.device, address.channel, error.reason)
+        self._perform(effects)
+
+    def _expire(self) -> None:
+        now = self._world.clock.now
+        if self.running:
+            self._link.wire.expire(now=now)
+            self._perform(self.machine.expire(now=now))
+            self._rest()
+
+    def _rest(self) -> None:
+        """Send the allocations that waited for the registry; then until the machine's or the wire's next deadline."""
+        held, self._held = self._held, []
+        for effect in held:
+            self._send(effect)
+        deadlines = (self.machine.next_deadline(), self._link.wire.next_deadline())
+        self._timer.set(min((one for one in deadlines if one is not None), default=None))
+
+    # --- effects --------------------------------------------------------------------------------------------------
+
+    def _perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send(message=Allocation()):
+                    self._held.append(effect)
+                case Send():
+                    self._send(effect)
+                case SendKeyframe(model=model):
+                    tensors, head, self._keyframe_parts = self._link.send_keyframe(
+                        model, parts_before=self._keyframe_parts
+                    )
+                    self.machine.carried("model_part", down=tensors)
+                    self.machine.carried("model", down=head, tensor=False)
+                case Record(event=event, fields=fields):
+                    if self._observe is not None:
+                        self._observe(event, {"elapsed_s": self.machine.progress.elapsed_s, **fields})
+                case Quit():
+                    self.running = False
+
+    def _send(self, effect: Send) -> None:
+        route = ROUTES[type(effect.message)]
+        tensor = route.direction == "down" and route.channel in {"model", "data"}
+        sent = self._link.send(effect.message, device=effect.device)
+        self.machine.carried(route.channel, down=sent, tensor=tensor)

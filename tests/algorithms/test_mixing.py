@@ -1,0 +1,87 @@
+"""Displacements into a model: arithmetic a reader can do by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hermes_iot.algorithms.mixing import ELAPSED_MAX, elapsed, mix, start
+
+PLAIN = {"momentum": 0.0, "rate": 1.0, "ema_rate": 1.0}
+
+
+def vector(*values):
+    return np.array(values, dtype=np.float32)
+
+
+def test_without_momentum_a_displacement_moves_the_model_by_its_share():
+    state, model = mix(start(vector(0, 0)), vector(1, 1), vector(4, -8), share=0.25, elapsed=1.0, **PLAIN)
+    assert np.array_equal(model, vector(2, -1))
+    assert state.merges == 1
+
+
+def test_the_outer_rate_scales_the_move():
+    _, model = mix(
+        start(vector(0)), vector(1), vector(4), share=0.25, elapsed=1.0, momentum=0.0, rate=0.5, ema_rate=1.0
+    )
+    assert np.array_equal(model, vector(1.5))
+
+
+def test_velocity_is_renewed_once_per_fleet_round_by_the_mean_of_the_round():
+    options = {"elapsed": 1.0, "momentum": 0.5, "rate": 1.0, "ema_rate": 1.0}
+    # w = 0; q = 4 at share 1/2: w += 1/2 * (1.5*4 + 0.25*1*0) = 3; the round holds 2 at share 1/2.
+    state, model = mix(start(vector(0)), vector(0), vector(4), share=0.5, **options)
+    assert (model[0], state.velocity[0], state.gathered[0], state.gathered_share) == (3.0, 0.0, 2.0, 0.5)
+    # q = 2: w += 1/2 * (1.5*2) = 1.5; the round is full: v = 0.5*0 + (2 + 1)/1 = 3.
+    state, model = mix(state, model, vector(2), share=0.5, **options)
+    assert (model[0], state.velocity[0], state.gathered[0], state.gathered_share) == (4.5, 3.0, 0.0, 0.0)
+    # q = 0: w += 1/2 * 0.25 * 3 = 0.375.
+    state, model = mix(state, model, vector(0), share=0.5, **options)
+    assert model[0] == 4.875
+    state, _ = mix(state, model, vector(2), share=0.5, **options)
+    assert state.velocity[0] == 0.5 * 3 + (0 + 1) / 1
+
+
+def test_a_contribution_of_several_iterations_fills_more_of_the_round():
+    state, _ = mix(start(vector(0)), vector(0), vector(6), share=0.5, elapsed=3.0, momentum=0.5, rate=1.0, ema_rate=1.0)
+    # c = 0.5 * 3 = 1.5: full; v = 3 / 1.5.
+    assert (state.velocity[0], state.gathered_share) == (2.0, 0.0)
+
+
+def test_the_served_average_forgets_the_untrained_model_and_then_follows_at_its_rate():
+    options = {"share": 1.0, "elapsed": 1.0, "momentum": 0.0, "rate": 1.0, "ema_rate": 0.2}
+    state, model = mix(start(vector(100)), vector(100), vector(-90), **options)
+    assert (model[0], state.average[0]) == (10.0, 10.0)  # rate 1/(1+0)
+    state, model = mix(state, model, vector(10), **options)
+    assert state.average[0] == 15.0  # 1/(1+1)
+    for _ in range(10):
+        state, model = mix(state, model, vector(0), **options)
+    before = state.average[0]
+    state, _ = mix(state, model, vector(0), **options)
+    assert state.average[0] == pytest.approx(before + 0.2 * (20 - before), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("steps", "planned", "expected"), [(400, 400, 1.0), (1200, 400, 3.0), (4000, 400, ELAPSED_MAX), (10, 0, 1.0)]
+)
+def test_elapsed_is_in_planned_iterations_and_bounded(steps, planned, expected):
+    assert elapsed(steps, planned) == expected
+
+
+def test_nothing_given_is_changed():
+    model, moved = vector(1, 2), vector(3, 4)
+    state = start(vector(0, 0))
+    mix(state, model, moved, share=1.0, elapsed=2.0, momentum=0.5, rate=1.0, ema_rate=0.2)
+    assert np.array_equal(model, vector(1, 2))
+    assert np.array_equal(moved, vector(3, 4))
+    assert not state.velocity.any()
+    assert not state.gathered.any()
+
+
+@given(order=st.permutations(range(4)))
+def test_one_fleet_round_is_one_weighted_average_in_whatever_order(order):
+    shares, moves = [0.1, 0.2, 0.3, 0.4], [8.0, -4.0, 2.0, 1.0]
+    state, model = start(vector(5)), vector(5)
+    for one in order:
+        state, model = mix(state, model, vector(moves[one]), share=shares[one], elapsed=1.0, **PLAIN)
+    assert model[0] == pytest.approx(5 + 0.8 - 0.8 + 0.6 + 0.4, abs=1e-5)

@@ -1,0 +1,134 @@
+"""``hermes-iot bench``: what it prints, writes and refuses. The cost task, in processes of its own."""
+
+import copy
+import json
+import os
+import textwrap
+
+import pytest
+
+from hermes_iot.cli import main
+
+FLEET = """
+    batch_s = 0.01
+
+    [[groups]]
+    name = "fast"
+    count = 2
+    slowness = 1.0
+
+    [[groups]]
+    name = "slow"
+    slowness = 4.0
+"""
+SHORT = ["--workload", "cost", "--fleet", "three.toml", "--targets", "0.5,0.7", "--virtual", "30s", "--jobs", "1"]
+
+
+@pytest.fixture(autouse=True)
+def room(tmp_path, monkeypatch):
+    for name in list(os.environ):
+        if name.startswith("HERMES_"):
+            monkeypatch.delenv(name)
+    (tmp_path / "three.toml").write_text(textwrap.dedent(FLEET))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def benched(capsys, *words):
+    code = main(["bench", *words])
+    return code, *capsys.readouterr()
+
+
+def test_a_comparison_from_one_end_to_the_other(capsys, room):
+    rows = ["--strategies", "bsp,hermes-plus,hermes-plus[shares.target_s=1]", "--seeds", "0,1"]
+    code, out, err = benched(capsys, *SHORT, *rows, "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert (document["schema"], document["ok"], len(out.splitlines())) == ("hermes-iot/bench/1", True, 1)
+    (one,) = document["comparisons"]
+    labels = ["bsp", "hermes-plus", "hermes-plus[shares.target_s=1]", "single", "bsp-tuned"]
+    assert [row["label"] for row in one["tables"][0]["rows"]] == labels
+    assert "10 cells, 1 at a time" in err
+    folder = room / "bench" / "cost-three-wifi20"
+    assert json.loads((folder / "results.json").read_text()) == document
+    assert len((folder / "results.csv").read_text().splitlines()) == 1 + 5 * 2 * 2
+    assert document["command"] in (folder / "report.md").read_text()
+    for kind in ("time", "bytes", "boards"):
+        assert (folder / f"{one['name']}-{kind}.png").stat().st_size > 10_000
+        assert (folder / f"{one['name']}-{kind}.svg").stat().st_size > 1_000
+
+    # The same again: nothing is run, and all is equal.
+    code, again, err = benched(capsys, *SHORT, *rows, "--json")
+    assert (code, again) == (0, out)
+    assert "10 of them finished before" in err
+
+    # From the beginning: equal but for wall times.
+    code, anew, _ = benched(capsys, *SHORT, *rows, "--json", "--out", "anew")
+    first, second = copy.deepcopy(document), json.loads(anew)
+    for each in (first, second):
+        for cell in each["comparisons"][0]["cells"]:
+            cell.pop("real_s")
+    assert first == second
+
+    # A person reads the tables.
+    code, out, _ = benched(capsys, *SHORT, *rows)
+    assert code == 0
+    assert "To 70 % test accuracy" in out
+    assert "report.md" in out
+
+
+def test_a_cell_that_fails_is_shown_and_told_by_the_exit_code(capsys, room):
+    (room / "broken.py").write_text(
+        "from hermes_iot.algorithms.strategies.bsp import Bsp, Config\n\n\n"
+        "class Broken(Bsp):\n    def coordinator_start(self, initial):\n        raise RuntimeError('out of order')\n\n\n"
+        "def build_strategy(config):\n    return Broken(config)\n"
+    )
+    words = [*SHORT, "--only", "--strategies", "bsp,broken.py", "--seeds", "0", "--json"]
+    code, out, err = benched(capsys, *words)
+    document = json.loads(out)
+    assert (code, document["ok"]) == (1, False)
+    (failed,) = document["comparisons"][0]["failed"]
+    assert (failed["label"], failed["why"]) == ("broken.py", "RuntimeError: out of order")
+    assert document["comparisons"][0]["tables"][0]["rows"][0]["reached"] == 1
+    assert "to run it alone: hermes-iot bench --only --workload cost --fleet three.toml" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--preset", "huge"], "there is no preset 'huge'. Use paper or quick"),
+        (["--workload", "mnist-mpl"], "Did you mean 'mnist-mlp'?"),
+        (["--workload", ","], "--workload names nothing"),
+        (["--fleet", "azure13"], "Did you mean 'azure12'?"),
+        (["--link", "wifi21"], "Did you mean 'wifi20'?"),
+        (["--strategies", "hermes-pluss"], "Did you mean 'hermes-plus'?"),
+        (["--strategies", "hermes-plus[momentum=7]"], "row 'hermes-plus[momentum=7]'"),
+        (["--ablate", "--strategies", "bsp"], "contradict each other"),
+        (["--seeds", "one"], "--seeds 'one' is not understood"),
+        (["--seeds", "-1"], "--seeds '-1' is not understood"),
+        (["--seeds", ",".join(map(str, range(101)))], "101 seeds are too many"),
+        (["--targets", "97%"], "--targets '97%' is not understood"),
+        (["--targets", "97"], "target 97 is not in (0, 1]"),
+        (["--dirichlet", "0"], "--dirichlet 0 cannot be used"),
+        (["--data", "cloud"], "Use indexed or local or shipped"),
+        (["--virtual", "0"], "a virtual time of 0 s cannot be used"),
+        (["--virtual", "soon"], "is not a duration"),
+        (["--jobs", "0"], "--jobs"),
+        (["--data-dir", "nowhere"], "there is no directory nowhere"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_run(capsys, room, words, expected):
+    code, out, err = benched(capsys, *words)
+    assert (code, out) == (2, "")
+    assert expected in err
+    assert not (room / "bench").exists()
+
+
+def test_an_ablation_switches_one_part_off_at_a_time(capsys, room):
+    words = [word for word in SHORT if word not in {"--jobs", "1"}]
+    code, out, err = benched(capsys, *words, "--ablate", "--seeds", "0", "--json", "--jobs", "1")
+    assert code == 0, err
+    labels = [row["label"] for row in json.loads(out)["comparisons"][0]["tables"][0]["rows"]]
+    assert labels[:2] == ["bsp", "hermes-plus"]
+    assert {"hermes-plus - momentum", "hermes-plus + barrier", "hermes-plus no gate"} <= set(labels)
+    assert (room / "bench" / "cost-three-wifi20-ablation" / "report.md").is_file()
