@@ -47,7 +47,7 @@ class RunConfig:
     """
 
     task: str
-    strategy: str = "hermes"
+    strategy: str = "hermes-plus"
     constants: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     data_mode: DataMode = "indexed"

@@ -61,7 +61,7 @@ def start(initial: Params) -> Mixing:
 
 def elapsed(steps: int, planned: int) -> float:
     """el: `steps` mini-batches in iterations of `planned`; with no plan known, one iteration."""
-    return min(ELAPSED_MAX, steps / planned) if planned > 0 else 1.0
+    return min(ELAPSED_MAX, max(1, steps) / planned) if planned > 0 else 1.0
 
 
 def mix(

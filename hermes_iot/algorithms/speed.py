@@ -19,6 +19,8 @@ from hermes_iot.domain import DeviceId
 from hermes_iot.errors import ProtocolError
 
 SECONDS_MAX: Final = 1e7
+#: No board takes less: a claim below it would take a fleet's whole share, or overflow where it is inverted.
+SECONDS_MIN: Final = 1e-7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +49,11 @@ class Report:
 
     def __post_init__(self) -> None:
         counts = (self.samples, self.batch, self.epochs, 1 if self.rows_max is None else self.rows_max)
-        if not 0 < self.seconds <= SECONDS_MAX or min(counts) < 1 or not 0 <= self.batch_s <= SECONDS_MAX:
+        batch_s = self.batch_s or SECONDS_MIN  # 0 = not said
+        if (
+            not SECONDS_MIN <= min(self.seconds, batch_s) <= max(self.seconds, batch_s) <= SECONDS_MAX
+            or min(counts) < 1
+        ):
             raise ProtocolError("timing", f"{self.seconds} s for (rows, batch, epochs) {counts[:3]} is no measurement")
 
     @property

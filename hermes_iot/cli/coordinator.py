@@ -51,7 +51,9 @@ Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the ro
 Rate = Annotated[float | None, typer.Option("--learning-rate", help="SGD step size.")]
 CodecOption = Annotated[
     str | None,
-    typer.Option("--codec", help="Of updates: fp32, fp16, int8, int4, topk5, topk10. [default: the strategy's]"),
+    typer.Option(
+        "--codec", help="Of updates: fp32, fp16, int8, int4, ternary, topk5, topk10. [default: the strategy's]"
+    ),
 ]
 CodecDownOption = Annotated[
     str | None, typer.Option("--codec-down", help="Of the models that answer. [default: --codec, else the strategy's]")
@@ -77,7 +79,7 @@ def coordinator(
     broker: options.Broker,
     fleet: options.Fleet,
     task: Task,
-    strategy: Strategy = "hermes",
+    strategy: Strategy = "hermes-plus",
     run_dir: Annotated[
         Path | None,
         typer.Option("--run-dir", help="The run's files. [default: runs/<fleet>-<time>, or the unfinished one]"),

@@ -37,7 +37,7 @@ def demo(
         typer.Option("--broker", metavar="URL", help="A running broker. [default: a Mosquitto of our own, or none]"),
     ] = None,
     task: run_options.Task = "digits",
-    strategy: run_options.Strategy = "hermes",
+    strategy: run_options.Strategy = "hermes-plus",
     devices: Annotated[int, typer.Option("--devices", min=1, max=64, help="How many boards to emulate.")] = 4,
     run_dir: Annotated[
         Path | None, typer.Option("--run-dir", help="The run's files. [default: runs/demo-<time>]")

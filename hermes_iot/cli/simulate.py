@@ -11,6 +11,7 @@ import typer
 
 from hermes_iot.cli import coordinator as run_options
 from hermes_iot.cli import logs, options
+from hermes_iot.cli.what_if import WhatIf
 from hermes_iot.errors import UsageError
 
 #: What is simulated where nobody says for how long.
@@ -25,6 +26,10 @@ def simulate(
     fleet: Annotated[
         str, typer.Option("--fleet", metavar="NAME", help="azure12, pi-mix, edge1000, ..., or path/to/fleet.toml.")
     ] = "azure12",
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="RUN_DIR", help="Run a recorded run's fleet again; options given change it."),
+    ] = None,
     link: Annotated[
         str, typer.Option("--link", metavar="NAME", help="wifi20, slow1, asym, or path/to/link.toml.")
     ] = "wifi20",
@@ -36,7 +41,7 @@ def simulate(
             help="As of a real run, or cost: no training, for large fleets. [default: the fleet's, else mnist]",
         ),
     ] = None,
-    strategy: run_options.Strategy = "hermes",
+    strategy: run_options.Strategy = "hermes-plus",
     virtual: Annotated[
         str | None,
         typer.Option("--virtual", help=f"Stop after this virtual time, e.g. 150s or 2h. [default: {VIRTUAL}]"),
@@ -51,6 +56,14 @@ def simulate(
         str | None,
         typer.Option(
             "--data", help="shipped, indexed or local: who holds the rows. [default: shipped, for cost indexed]"
+        ),
+    ] = None,
+    dirichlet: Annotated[
+        float | None,
+        typer.Option(
+            "--dirichlet",
+            metavar="ALPHA",
+            help="Every board owns rows of its own mixture of classes: 100 is even, 0.1 a few classes each.",
         ),
     ] = None,
     sampling: run_options.SamplingOption = None,
@@ -78,15 +91,20 @@ def simulate(
     """See what a fleet would do: the code of the boards on simulated time, with real training and real bytes."""
     from hermes_iot.runtime.simulation.profiles import fleet_of, link_of
 
-    boards, line = fleet_of(fleet), link_of(link)
+    again = WhatIf.of(source, context) if source is not None else None
+    boards, line = again.fleet if again is not None else fleet_of(fleet), link_of(link)
+    if again is not None:
+        strategy = again.strategy
     task = task or boards.task or _TASK
     settings = run_options.run_config(
         task=task,
         known_task=task == _COST,
         strategy=strategy,
-        constants=run_options.chosen_constants(strategy, constants or [], context.obj or {}),
+        constants=run_options.chosen_constants(
+            strategy, constants or [], again.tables if again is not None else context.obj or {}
+        ),
         seed=seed,
-        data=data or ("indexed" if task == _COST else "shipped"),
+        data=data or _data_mode(task, dirichlet),
         sampling=sampling,
         gate_split=gate_split,
         samples=samples,
@@ -101,12 +119,15 @@ def simulate(
         lag_max=lag_max,
         rules=run_options.stop_rules(target_accuracy, patience, None, max_bytes, max_pushes),
     )
-    virtual_s = _virtual_s(virtual, hours)
+    virtual_s = _virtual_s(virtual, hours, otherwise_s=again.virtual_s if again is not None else None)
+    if again is not None:
+        settings = again.changed(settings)
     options.check_directory(data_dir)
     logs.configure(verbose=verbose, quiet=True)
 
     from rich.console import Console
 
+    from hermes_iot.reporting.replayed import compare
     from hermes_iot.reporting.simulated import Progress, render
     from hermes_iot.reporting.summary import envelope, write_summary
     from hermes_iot.runtime.simulation.benches import equipment_of
@@ -116,7 +137,7 @@ def simulate(
 
     if out is not None:
         make_directory(out)
-    equipment = equipment_of(settings, devices=boards.devices, data_dir=data_dir)
+    equipment = equipment_of(settings, devices=boards.devices, data_dir=data_dir, dirichlet=dirichlet)
     begun = time.monotonic()
     with Progress(Console(stderr=True), virtual_s=virtual_s, plain=plain, clock=time.monotonic) as progress:
         outcome = run(
@@ -129,6 +150,8 @@ def simulate(
             observe=progress.on_record,
         )
     document = {**outcome.document(), "link": Path(link).stem, "real_s": time.monotonic() - begun}
+    if again is not None:
+        document |= again.told(settings)
     if out is not None:
         write_summary(out / "simulation.json", document, kind="simulation")
     if as_json:
@@ -137,14 +160,25 @@ def simulate(
         sys.stdout.write(envelope(shown, kind="simulation") + "\n")
     else:
         render(document, Console(), written=out / "simulation.json" if out is not None else None)
+        if again is not None:
+            compare(document, Console())
     return 0
 
 
-def _virtual_s(virtual: str | None, hours: float | None) -> float:
+def _data_mode(task: str, dirichlet: float | None) -> str:
+    """Where nobody says who holds the rows."""
+    if dirichlet is not None:
+        return "local"
+    return "indexed" if task == _COST else "shipped"
+
+
+def _virtual_s(virtual: str | None, hours: float | None, *, otherwise_s: float | None) -> float:
     from hermes_iot.reporting.units import parse_duration
 
     if virtual is not None and hours is not None:
         raise UsageError("--virtual and --hours contradict each other", mend="Give one of them")
+    if otherwise_s is not None and virtual is None and hours is None:
+        return otherwise_s
     seconds = hours * 3600 if hours is not None else parse_duration(virtual or VIRTUAL)
     if not seconds > 0:
         raise UsageError(f"a virtual time of {seconds:g} s cannot be used", why="it must be above 0")

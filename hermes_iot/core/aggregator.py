@@ -73,7 +73,6 @@ class Aggregator:
         self, manifest: RunManifest, member: Member, update: Update, *, lag_max: int | None, closed: bool
     ) -> Verdict:
         """What becomes of an update. `manifest` is the run's as it stands, `closed` that it is over."""
-        self.tally.update_messages += 1
         standing = Standing(
             manifest=manifest,
             session=member.session,
@@ -101,6 +100,18 @@ class Aggregator:
         """New sizes for the devices that need one."""
         self._state, sizes = self._strategy.resize(self._state, reports, self._fleet)
         return sizes
+
+    def passed(self, elapsed_s: float) -> None:
+        """So much of the run's time has passed. Written out: it does so at every event of a large fleet."""
+        before = self.progress
+        self.progress = Progress(
+            elapsed_s=elapsed_s,
+            bytes_total=self.tally.tensor_bytes,
+            applied=before.applied,
+            accuracy=before.accuracy,
+            best_loss=before.best_loss,
+            since_best=before.since_best,
+        )
 
     def measure(self) -> None:
         """Bring the score up to date, where it is that of an earlier version."""

@@ -9,10 +9,12 @@ is forgotten only when no allocation names it any more. A walk goes over blocks 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias
 
 from hermes_iot.algorithms.partition import merged, resize, rows_of
+from hermes_iot.algorithms.shares import BLOCKS_LEAST
 from hermes_iot.core.blocks import Blocks
 from hermes_iot.domain import DeviceId, Ranges, Sizing
 from hermes_iot.protocol.messages import Allocation, DataInfo
@@ -39,6 +41,7 @@ class Allotment:
         self._data = data
         self._shard_of = shard_of
         self._shards: dict[str, Ranges] = {}
+        self._users: Counter[str] = Counter()  # how many allocations name a shard; blocks are never forgotten
         self._blocks = self._cut() if data.sampling == "walk" and data.rows else None
         self._pieces: dict[int, str] = {}
 
@@ -50,7 +53,7 @@ class Allotment:
         Args:
             device: whose.
             size: rows and mini-batch, no more than there are.
-            held: the present ones of all devices.
+            held: the present ones of all devices; looked up one by one unless rows are divided among all.
             above: a version the device has obeyed already.
             reason: for a person.
         """
@@ -76,10 +79,10 @@ class Allotment:
             next_shard_bytes=next_bytes,
             reason=reason,
         )
-        self._forget({**held, device: allocation})
+        self._replace(present, allocation)
         return allocation
 
-    def rotate(self, present: Allocation, held: Mapping[DeviceId, Allocation]) -> Allocation:
+    def rotate(self, present: Allocation) -> Allocation:
         """The device has moved on to its prefetched shard: name the one after it."""
         size = Sizing(samples=present.samples, batch=present.batch)
         next_shard, next_bytes = self._following(present.next_shard, size)
@@ -95,7 +98,7 @@ class Allotment:
             next_shard_bytes=next_bytes,
             reason="next shard",
         )
-        self._forget({**held, DeviceId(present.device): allocation})
+        self._replace(present, allocation)
         return allocation
 
     def serves(self, allocation: Allocation) -> bool:
@@ -128,17 +131,24 @@ class Allotment:
         """The inverse of `cursor` and `shards`, with what every device was allotted."""
         self.cursor = cursor
         self._shards.update(shards)
-        if self._blocks is not None:
-            for device, allocation in held.items():
+        for device, allocation in held.items():
+            if self._blocks is not None:
                 self._blocks.take(device, allocation.rows)
+            else:
+                self._users.update(_named(allocation))
+        if self._blocks is None:
+            self._shards = {name: ranges for name, ranges in self._shards.items() if self._users[name]}
 
     def _cut(self) -> Blocks:
-        """Blocks as large as one chunk carries; where nothing is shipped, small ones."""
-        block = -(-self._data.rows // BLOCKS_MAX)
-        if self._shard_of is not None:
-            row_bytes = len(self._shard_of(((0, 1),)))
-            block = max(block, min(self._data.rows, BLOCK_BYTES // row_bytes))
-        return Blocks(self._data.rows, max(1, block))
+        """Blocks as large as one chunk carries, but enough of them to share out; where nothing is shipped, small ones."""
+        rows = self._data.rows
+        block = -(-rows // BLOCKS_MAX)
+        if self._shard_of is not None and rows > 1:
+            # Two samples, so that what every shard has once is not taken for a row's.
+            few = min(rows, 65)
+            row_bytes = (len(self._shard_of(((0, few),))) - len(self._shard_of(((0, 1),)))) / (few - 1)
+            block = max(block, min(rows // BLOCKS_LEAST, int(BLOCK_BYTES / max(1.0, row_bytes))))
+        return Blocks(rows, max(1, block))
 
     def _walk(self, blocks: Blocks, device: DeviceId, size: Sizing, version: int, reason: str) -> Allocation:
         own = blocks.hold(device, size.samples)
@@ -200,7 +210,15 @@ class Allotment:
         self._shards[sha256] = rows
         return sha256, len(body)
 
-    def _forget(self, held: Mapping[DeviceId, Allocation]) -> None:
-        if self._shards and self._blocks is None:
-            named = {name for one in held.values() for name in (one.shard, one.next_shard)}
-            self._shards = {name: ranges for name, ranges in self._shards.items() if name in named}
+    def _replace(self, before: Allocation | None, after: Allocation) -> None:
+        """One allocation takes the place of another: forget the shards that no other names."""
+        self._users.update(_named(after))
+        for name in _named(before) if before is not None else ():
+            self._users[name] -= 1
+            if self._users[name] <= 0:
+                del self._users[name]
+                self._shards.pop(name, None)
+
+
+def _named(allocation: Allocation) -> set[str]:
+    return {allocation.shard, allocation.next_shard} - {""}

@@ -8,7 +8,7 @@ a damaged disk, a registry from a backup - the version a device reports shows it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from typing import Final
 
 from hermes_iot.algorithms.speed import Report
 from hermes_iot.core import records, sizing
@@ -18,7 +18,10 @@ from hermes_iot.core.member import Member
 from hermes_iot.core.roster import Roster
 from hermes_iot.core.settings import CoordinatorSettings
 from hermes_iot.domain import DeviceId, Ranges, Sizing
-from hermes_iot.protocol.messages import DeviceState, Request, RunManifest, Shard
+from hermes_iot.protocol.messages import Allocation, DeviceState, Request, RunManifest, Shard
+
+#: A share that changes by less is not worth a message.
+SHARE_CHANGE: Final = 0.1
 
 
 class Assigner:
@@ -75,7 +78,7 @@ class Assigner:
             return []
         if state.shard != allocation.next_shard:
             return []
-        member.allocation = self.allotment.rotate(allocation, self._roster.allocations())
+        member.allocation = self.allotment.rotate(allocation)
         return [remember(member), *self.say(member)]
 
     def ship(self, member: Member, request: Request, *, now: float) -> list[Effect]:
@@ -107,6 +110,7 @@ class Assigner:
             now=now,
             patience_s=self._settings.measure_patience_s,
             early=self._early,
+            pace_s=len(self._roster.members) * self._settings.announce_s_per_device,
         )
         return found or {}
 
@@ -122,7 +126,8 @@ class Assigner:
         for _, member, size in sorted(changes, key=lambda change: change[0]):
             what = f"{member.batch_s:.3g} s a mini-batch" if size.share else f"{member.iteration_s:.3g} s"
             before = member.sizing
-            effects += self._assign(member, size, f"{before.samples if before else 0} rows took {what}", now)
+            why = f"{before.samples if before else 0} rows took {what}"
+            effects += self._assign(member, size, why, now, unless_same=bool(size.share))
         return effects
 
     def reclaim(self) -> None:
@@ -134,15 +139,22 @@ class Assigner:
     def _fitted(self, member: Member, size: Sizing) -> Sizing:
         return sizing.fitted(size, sizing.rows_max(member, self._manifest.data))
 
-    def _assign(self, member: Member, asked: Sizing, reason: str, now: float) -> list[Effect]:
+    def _assign(
+        self, member: Member, asked: Sizing, reason: str, now: float, *, unless_same: bool = False
+    ) -> list[Effect]:
         size = self._fitted(member, asked)
-        # In a walk the blocks say who holds what: nobody needs everybody's allocations.
-        held = {} if self._manifest.data.sampling == "walk" else self._roster.allocations()
-        if member.allocation is not None:
-            held = {**held, member.device: member.allocation}
+        held = self._roster.allocations()
         allocation = self.allotment.allot(member.device, size, held, above=member.obeyed, reason=reason)
+        if unless_same and member.allocation is not None and _alike(member.allocation, allocation):
+            return []  # whole blocks: what was asked for came out as what it has
         member.allotted(allocation, now=now)
         return [remember(member), *self.say(member), records.allocated(allocation)]
+
+
+def _alike(one: Allocation, other: Allocation) -> bool:
+    """Whether two allocations ask for the same work but for a share that differs by less than a tenth."""
+    same = (one.rows, one.shards, one.batch, one.steps) == (other.rows, other.shards, other.batch, other.steps)
+    return same and abs(one.share - other.share) <= SHARE_CHANGE * one.share
 
 
 def remember(member: Member) -> Remember:
@@ -150,7 +162,7 @@ def remember(member: Member) -> Remember:
     row = {
         "session": member.session,
         "seq": member.handled[1] if member.handled[0] == member.session else 0,
-        "counters": asdict(member.totals()),
+        "counters": member.totals().dump(),
         "status": "online" if member.online else "offline",
     }
     allocations = {} if member.allocation is None else {str(member.device): member.allocation}

@@ -48,8 +48,9 @@ from hermes_iot.protocol.wire import ROUTES, Received
 
 __all__ = ["Coordinator", "CoordinatorSettings", "Restored"]
 
-#: Sizing a fleet costs time for every device in it: a large one is sized less often, so that an event costs the same.
-RESIZE_S_PER_DEVICE: Final = 0.01
+#: A fleet is sized before its time when so large a part of it was measured for the first time: a large one would
+#: otherwise work for minutes as if nothing was known. Each device is such news once, so this costs it a fixed amount.
+NEWS_SHARE: Final = 1 / 8
 
 
 class Coordinator:
@@ -86,6 +87,7 @@ class Coordinator:
         self._status_pace = Pace(interval_s=settings.status_interval_s, done_at=now)
         self._resize_pace = Pace(interval_s=settings.resize_interval_s, done_at=now)
         self._resize_wanted = False
+        self._newly_measured = 0
         self._linger_until = self._farewell_until = math.inf
         self._gone = False
         if restored is not None:
@@ -178,12 +180,13 @@ class Coordinator:
             return None
         if self.finished:
             return self._linger_until if self._connected else self._farewell_until
-        deadlines = [] if self._watch.deadline is None else [self._watch.deadline]
+        over_at = self._watch.deadline
+        deadlines = [] if over_at is None else [over_at]
         if self._connected:
             deadlines.append(self._status_pace.deadline)
             if self.version != self._keyframe_version:
                 deadlines.append(self._keyframe_pace.deadline)
-        if self.version != self._checkpoint_version:
+        if self.version != self._checkpoint_version and math.isfinite(self._checkpoint_pace.deadline):
             deadlines.append(self._checkpoint_pace.deadline)
         if self._resize_wanted:
             deadlines.append(self._resize_pace.deadline)
@@ -202,8 +205,8 @@ class Coordinator:
             return self.finish(reason, now=now)
         effects: list[Effect] = []
         if self._resize_wanted and self._resize_pace.due(now=now):
-            self._resize_wanted, self._resize_pace.done_at = False, now
-            self._resize_pace.interval_s = max(self.settings.resize_interval_s, len(self.members) * RESIZE_S_PER_DEVICE)
+            self._resize_wanted, self._newly_measured = False, 0
+            self._slow_down(self._resize_pace, self.settings.resize_interval_s, now)
             if self._aggregator.early:
                 self._assigner.reclaim()
             reports = self._assigner.reports(now=now)
@@ -262,6 +265,8 @@ class Coordinator:
             return [self._ack(member, "stale", "session")] if status.state == "online" else []
         known = member.online and member.birth is not None and member.session == status.session
         was_online, member.online = member.online, status.state == "online"
+        if member.session != status.session:
+            member.owed = False  # whatever it waited for in an earlier life
         member.session = status.session
         if not member.online:
             return [records.left(status, member.device)] if was_online else []
@@ -269,14 +274,17 @@ class Coordinator:
         if known:  # it asks for its work: what it was sent may be lost
             return self._assigner.say(member) if not self.finished else []
         member.waited_since = now
-        member.owed = False  # whatever it waited for in an earlier life
         welcome = self._assigner.welcome(member, now=now) if not self.finished else []
         return [records.joined(status, member.device), *welcome]
 
     def _on_state(self, member: Member, state: DeviceState, now: float) -> list[Effect]:
+        known = bool(member.timings or member.batch_s)
         if state.run != self.manifest.run or not member.reported(state):
             return []
         self._resize_wanted = True
+        self._newly_measured += not known and bool(member.timings or member.batch_s)
+        if self._newly_measured > NEWS_SHARE * len(self.members):
+            self._resize_pace.interval_s = self.settings.resize_interval_s
         following = self._assigner.follow(member, state, now=now) if not self.finished else []
         return [records.reported(member, state), *following]
 
@@ -320,8 +328,7 @@ class Coordinator:
 
     def _all_said(self, now: float) -> bool:
         """Whether every device that is there has reported its last counters, or has had its time."""
-        said = (one.state is not None and one.state.phase == "finished" for one in self._roster if one.online)
-        return now >= self._linger_until or all(said)
+        return now >= self._linger_until or self._roster.all_said
 
     def _leave(self, reason: str, now: float) -> list[Effect]:
         """A clean end publishes no last will: without this word the next coordinator would find the fleet led."""
@@ -332,12 +339,11 @@ class Coordinator:
     def _tick(self, now: float) -> None:
         """Time passes, until the run is over."""
         elapsed_s = self.progress.elapsed_s if self.finished else self._watch.elapsed_s(now=now)
-        self._aggregator.progress = replace(self.progress, elapsed_s=elapsed_s, bytes_total=self.tally.tensor_bytes)
+        self._aggregator.passed(elapsed_s)
 
     # --- what is said and kept ------------------------------------------------------------------------------------
 
     def _reply(self, device: DeviceId, session: int, seq: int, *, iterations: int = 0) -> Effect:
-        self.tally.reply_messages += 1
         # Who asks by a request has lost what it held, or its answer; whoever sent an update has named its base in it.
         base = self.members[device].base if seq else ""
         model = self._aggregator.model.answer(device, base, session=session, seq=seq, iterations=iterations)
@@ -348,13 +354,18 @@ class Coordinator:
         ack = Ack(run=self.manifest.run, session=session, seq=seq, outcome=outcome, reason=reason)
         return Send(message=ack, device=member.device)
 
+    def _slow_down(self, pace: Pace, interval_s: float, now: float) -> None:
+        """Something that costs something for every device was done now: see `announce_s_per_device`."""
+        pace.done_at = now
+        pace.interval_s = max(interval_s, len(self.members) * self.settings.announce_s_per_device)
+
     def _keyframe(self, now: float) -> list[Effect]:
         self._keyframe_version = self.version
-        self._keyframe_pace.done_at = now
+        self._slow_down(self._keyframe_pace, self.settings.keyframe_interval_s, now)
         return [SendKeyframe(model=self._aggregator.model.whole())]
 
     def _announce(self, now: float) -> Effect:
-        self._status_pace.done_at = now
+        self._slow_down(self._status_pace, self.settings.status_interval_s, now)
         score = self.score
         self._status = replace(
             self._status,

@@ -138,7 +138,7 @@ class Device:
                 return part.allocated(allocation, now=now) if part is not None else []
             case ModelHead() as head:
                 self._head = head
-                return part.head_came(head) if part is not None else []
+                return part.head_came(head, now=now) if part is not None else []
             case Model() as model:
                 return part.model_came(model, keyframe=not received.device, now=now) if part is not None else []
             case Shard() as shard:
@@ -234,10 +234,12 @@ class Device:
         return part.report(now=now)
 
     def _on_coordinator(self, status: CoordinatorStatus, now: float) -> list[Effect]:
+        there = self._board.leader.online
         came = self._board.leader.heard(status)
         if self.part is not None and came:
             self.part.hasten(now=now)
-        return self.expire(now=now)
+        # Most say only that time goes on: a fleet hears thousands of them, and nothing is due by them.
+        return self.expire(now=now) if came or self._board.leader.online != there else []
 
     def _on_ack(self, ack: Ack) -> list[Effect]:
         if self.part is None or ack.run != self.part.manifest.run:

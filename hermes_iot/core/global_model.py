@@ -15,9 +15,11 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+import numpy as np
+
 from hermes_iot.algorithms.compression import pack, unpack
 from hermes_iot.algorithms.strategies.base import Regime
-from hermes_iot.algorithms.trees import sha256
+from hermes_iot.algorithms.trees import is_finite, sha256
 from hermes_iot.domain import Codec, DeviceId, Params, Score
 from hermes_iot.protocol.messages import Model, RunManifest
 
@@ -62,7 +64,7 @@ class GlobalModel:
         self._run = manifest.run
         self._sha256 = manifest.model.sha256
         self._codec_down = manifest.codec_down
-        self._codec: Codec = "fp16" if regime.delta_down else manifest.codec_down
+        self._codec: Codec = regime.codec_whole if regime.delta_down else manifest.codec_down
         self._regime = regime
         self._bases: OrderedDict[int, Params] = OrderedDict()
         self._views: OrderedDict[DeviceId, View] = OrderedDict()
@@ -95,7 +97,9 @@ class GlobalModel:
         in the `base` of its next update.
         """
         view = self._held(device, base) if self._regime.delta_down else None
-        encoded, known = (self._packed(), "") if view is None else (self._difference(view), base)
+        encoded = self._difference(view) if view is not None else None
+        known = base if encoded is not None else ""
+        encoded = encoded or self._packed()
         if encoded.view is not None:
             self._remember(device, encoded.view)
         return self._message(encoded, session=session, seq=seq, base=known, iterations=iterations)
@@ -128,11 +132,17 @@ class GlobalModel:
         while len(self._views) > most:
             self._views.popitem(last=False)
 
-    def _difference(self, view: View) -> Encoded:
-        """The difference from a view; made once for all devices that hold the same."""
+    def _difference(self, view: View) -> Encoded | None:
+        """The difference from a view; made once for all that hold the same. None where it leads out of float32."""
         if view.sha256 not in self._differences:
-            body = pack(self.vector - view.vector, self._codec_down)
-            vector = view.vector + unpack(body, self._codec_down, self.vector.size)
+            with np.errstate(over="ignore", invalid="ignore"):
+                apart = self.vector - view.vector
+                if not is_finite(apart):
+                    return None
+                body = pack(apart, self._codec_down)
+                vector = view.vector + unpack(body, self._codec_down, self.vector.size)
+            if not is_finite(vector):
+                return None
             self._differences[view.sha256] = Encoded(
                 codec=self._codec_down, body=body, view=View(vector=vector, sha256=sha256(vector))
             )

@@ -18,10 +18,12 @@ class Leader:
     Attributes:
         online: somebody leads.
         session: of the coordinator last seen online; empty before the first.
+        devices: how many it leads, as it said last.
     """
 
     online: bool = False
     session: str = ""
+    devices: int = 0
 
     def heard(self, status: CoordinatorStatus) -> bool:
         """Take a status over; whether a coordinator has just come, or been replaced by another."""
@@ -30,5 +32,5 @@ class Leader:
                 self.online = False
             return False
         came = not self.online or status.session != self.session
-        self.online, self.session = True, status.session
+        self.online, self.session, self.devices = True, status.session, status.devices_online
         return came

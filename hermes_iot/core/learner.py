@@ -89,6 +89,11 @@ class Learner:
         return median(self._times) if self._times else 0.0
 
     @property
+    def measured(self) -> tuple[bool, bool]:
+        """Whether `iteration_s` and `batch_s` are known."""
+        return bool(self._times), bool(self._batch_times)
+
+    @property
     def batch_s(self) -> float:
         """Typical seconds of one mini-batch, whatever the size; 0 when not known yet."""
         return median(self._batch_times) if self._batch_times else 0.0
@@ -191,13 +196,15 @@ class Learner:
         self.outgoing = None
         self.loss = result.loss if math.isfinite(result.loss) else None
         sound = self.loss is not None and is_finite(result.params)
-        if self._arrived is not None and not (sound and self.regime.displaces):
+        if self._arrived is not None and not self.regime.displaces:
             # The answer to an earlier push came while this iteration ran: the fleet's model wins over local work.
             self._params = self._origin
             self.adopt(*self._arrived)
             self.decision = Decision(push=False, why="superseded")
         elif not sound:
             self._diverge(result)
+            if self._arrived is not None:
+                self.adopt(*self._arrived)
         else:
             self._go_on(result, hold=hold and self.regime.displaces)
         return self.decision
@@ -230,7 +237,10 @@ class Learner:
         if not is_finite(vector):
             return False
         if regime.displaces:
-            body, residual = pack_with_feedback(vector, self._residual, self._manifest.codec)
+            try:
+                body, residual = pack_with_feedback(vector, self._residual, self._manifest.codec)
+            except ValueError:  # with what was cut off before, the sum leads out of float32
+                return False
             if not is_finite(residual):
                 return False
             self._residual, self._origin = residual, params

@@ -21,7 +21,7 @@ from hermes_iot.algorithms.trees import is_finite
 from hermes_iot.core.board import Board
 from hermes_iot.core.effects import Effect, FetchKeyframe, FindShard, ForgetKeyframe, Record, Send, StoreShard, Train
 from hermes_iot.core.learner import Learner
-from hermes_iot.core.outbox import Outbox
+from hermes_iot.core.outbox import BYTES_PER_S, Outbox
 from hermes_iot.core.pace import Pace
 from hermes_iot.core.reported import Traffic, iteration_record, metrics_of, state_of, update_of
 from hermes_iot.core.retry import Retry
@@ -51,7 +51,7 @@ class Participation:
         self._shelf = Shelf()
         self._lacking = Retry(first_s=settings.retry_s, most_s=settings.retry_max_s)
         self._state_pace = Pace(interval_s=settings.state_interval_s, done_at=-math.inf)
-        self._state_changed = False
+        self._state_changed = self._state_held = False
         self._traffic = traffic
         self._prepared = False
         self._fetching = False
@@ -61,9 +61,13 @@ class Participation:
     # --- events ---------------------------------------------------------------------------------------------------
 
     def hasten(self, *, now: float) -> None:
-        """Ask at once for what is awaited and lacking: the way to the other side has just opened."""
+        """Ask at once for what is awaited and lacking: the way to the other side has just opened.
+
+        Not without a model: whoever leads publishes a keyframe at every connection, and asking would bring another.
+        """
         self.outbox.retry.hasten(now=now)
-        self._lacking.hasten(now=now)
+        if self.learner is not None and self.learner.base is not None:
+            self._lacking.hasten(now=now)
 
     def prepared(self, head: ModelHead | None, allocation: Allocation | None, *, now: float) -> list[Effect]:
         """Task, model and data are ready; `head` and `allocation` came before that."""
@@ -78,7 +82,7 @@ class Participation:
     def catch_up(self, head: ModelHead | None, allocation: Allocation | None, *, now: float) -> list[Effect]:
         """Look at what came too early, now that it can be used."""
         self._lacking.start(now=now)
-        effects = self.head_came(head) if head is not None else []
+        effects = self.head_came(head, now=now) if head is not None else []
         effects += self.allocated(allocation, now=now) if allocation is not None else []
         return [*effects, *self.proceed(now=now)]
 
@@ -92,13 +96,14 @@ class Participation:
             return self._ignore("allocation older than the one obeyed before", str(allocation.version))
         return self.proceed(now=now) if self._shelf.offer(allocation) else []
 
-    def head_came(self, head: ModelHead) -> list[Effect]:
-        """There is a keyframe; fetched only by a device without a model."""
+    def head_came(self, head: ModelHead, *, now: float) -> list[Effect]:
+        """There is a keyframe; fetched only by a device without a model, which asks for one if it does not come."""
         if not self._prepared or self.learner is None or self.learner.base is not None:
             return []
         if head.run != self.manifest.run:
             return self._ignore("model of another run", head.run)
         self._fetching = True
+        self._lacking.start(now=now, allow_s=head.bytes / BYTES_PER_S)
         return [FetchKeyframe(parts=head.parts)]
 
     def model_came(self, model: Model, *, keyframe: bool, now: float) -> list[Effect]:
@@ -161,19 +166,18 @@ class Participation:
         learner, allocation = self.learner, self._shelf.allocation
         if not ours or self.phase == "finished" or learner is None or allocation is None:
             return []
-        measured = learner.batch_s > 0
-        decision = learner.take(result, seconds, hold=self.outbox.awaiting is not None)
+        known = learner.measured
+        learner.take(result, seconds, hold=self.outbox.awaiting is not None)
         self._state_changed = True
-        metrics = metrics_of(
-            self.manifest, self._board.memory.session, learner, batch=allocation.batch, result=result, seconds=seconds
-        )
-        effects: list[Effect] = [iteration_record(metrics, decision.why)]
+        batch, session = allocation.batch, self._board.memory.session
+        effects: list[Effect] = [iteration_record(learner, batch=batch, result=result, seconds=seconds)]
         wanted = self.manifest.telemetry
         if self._board.connected and (wanted == "full" or (wanted == "sampled" and learner.iterations % 10 == 0)):
+            metrics = metrics_of(self.manifest, session, learner, batch=batch, result=result, seconds=seconds)
             effects.append(self._board.send(metrics))
         if learner.outgoing is not None:
             effects += self._push(learner, allocation, result, seconds, now)
-        if not measured and learner.batch_s > 0:
+        if learner.measured != known:
             effects += self.report(now=now)  # who gives out the work waits for this number
         return effects
 
@@ -206,16 +210,21 @@ class Participation:
 
     def next_deadline(self) -> float | None:
         """When `expire` next has something to do; None when only an event can change anything."""
-        deadlines: list[float | None] = []
+        deadlines: list[float] = []
         if self._board.connected:
-            deadlines += [self.outbox.retry.deadline, self._lacking.deadline]
-            deadlines.append(self._state_pace.deadline if self._state_changed else None)
+            if (asks_at := self.outbox.retry.deadline) is not None:
+                deadlines.append(asks_at)
+            if (lacks_at := self._lacking.deadline) is not None:
+                deadlines.append(lacks_at)
+            if self._state_changed:
+                deadlines.append(self._state_pace.deadline)
         if self.phase == "pushed":
             # At once where the connection was lost meanwhile: nobody is there to be waited for.
             patience_s = self._board.settings.alone_after_s if self._board.heard else 0.0
             waits = self._board.heard and self.learner is not None and self.learner.regime.waits
-            deadlines.append(None if waits else self.outbox.since + patience_s)
-        return min((one for one in deadlines if one is not None), default=None)
+            if not waits:
+                deadlines.append(self.outbox.since + patience_s)
+        return min(deadlines, default=None)
 
     def expire(self, *, now: float) -> list[Effect]:
         """Do what has become due."""
@@ -232,8 +241,10 @@ class Participation:
     def proceed(self, *, now: float) -> list[Effect]:
         """The one place that decides what to do next."""
         learner, board = self.learner, self._board
-        if learner is None or board.busy or board.draining or not self._prepared or self.phase == "finished":
+        if learner is None or board.draining or not self._prepared or self.phase == "finished":
             return []
+        if board.busy:  # rows for what comes next are looked for meanwhile
+            return [FindShard(sha256=sha256) for sha256 in self._shelf.wanted()]
         effects: list[Effect] = self._obey(learner, now) if self._shelf.advance() else []
         effects += [FindShard(sha256=sha256) for sha256 in self._shelf.wanted()]
         allocation = self._shelf.allocation
@@ -288,6 +299,11 @@ class Participation:
             seconds=seconds,
         )
         self.outbox.put(update, now=now)
+        if self._state_pace.due(now=now) and not self._state_held:
+            # The answer is near, and with it another phase and model: one report of both instead of two. Held back
+            # once and no more, or a device that pushes all the time would never be heard of.
+            self._state_pace.interval_s = self._board.settings.state_interval_s
+            self._state_pace.done_at, self._state_held = now, True
         # On disk before it is said: a reboot must never use this number again.
         return [board.memory, *([board.send(update)] if board.connected else [])]
 
@@ -310,7 +326,9 @@ class Participation:
         if not self._board.connected:
             self._state_changed = True
             return []
-        self._state_changed = False
+        self._state_changed = self._state_held = False
+        settings, fleet = self._board.settings, self._board.leader.devices
+        self._state_pace.interval_s = max(settings.state_interval_s, fleet * settings.state_s_per_device)
         self._state_pace.done_at = now
         state = state_of(
             run=self.manifest.run,

@@ -47,6 +47,7 @@ def iterated(device: DeviceId, metrics: Metrics) -> Record:
         "seconds": metrics.seconds,
         "samples": metrics.samples,
         "batch": metrics.batch,
+        "mini_batches": metrics.mini_batches,
         "loss": metrics.loss,
         "z": metrics.z,
         "threshold": metrics.threshold,
@@ -66,6 +67,7 @@ def reported(member: Member, state: DeviceState) -> Record:
         "samples": state.samples,
         "batch": state.batch,
         "iteration_s": state.iteration_s,
+        "batch_s": state.batch_s,
         "loss": state.loss,
         "z": state.z,
         "threshold": state.threshold,
@@ -76,7 +78,7 @@ def reported(member: Member, state: DeviceState) -> Record:
 
 
 def merged(device: DeviceId, update: Update, verdict: Verdict, model: GlobalModel, tally: Tally) -> Record:
-    """An update was applied."""
+    """An update was applied; seconds and mini-batches are those of the newest iteration it stands for."""
     fields = {
         "device": device,
         "version": model.version,
@@ -84,6 +86,8 @@ def merged(device: DeviceId, update: Update, verdict: Verdict, model: GlobalMode
         "seq": update.seq,
         "lag": verdict.lag,
         "iterations": update.iterations,
+        "seconds": update.train_s,
+        "mini_batches": update.mini_batches,
         "weight": verdict.merged.weight if verdict.merged is not None else 0.0,
         "loss_claimed": update.loss,
         "loss": model.score.loss if model.score is not None else None,

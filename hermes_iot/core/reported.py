@@ -115,17 +115,18 @@ def metrics_of(
     )
 
 
-def iteration_record(metrics: Metrics, why: str) -> Record:
-    """The same for programs at the device; `why` is the gate's word."""
+def iteration_record(learner: Learner, *, batch: int, result: Trained, seconds: float) -> Record:
+    """The same for programs at the device, with the gate's word."""
+    decision = learner.decision
     fields = {
-        "iteration": metrics.iteration,
-        "seconds": metrics.seconds,
-        "samples": metrics.samples,
-        "batch": metrics.batch,
-        "loss": metrics.loss,
-        "z": metrics.z,
-        "threshold": metrics.threshold,
-        "gate": why,
-        "published": metrics.published,
+        "iteration": learner.iterations,
+        "seconds": seconds,
+        "samples": result.samples,
+        "batch": batch,
+        "loss": learner.loss,
+        "z": decision.z,
+        "threshold": decision.threshold,
+        "gate": decision.why,
+        "published": decision.push,
     }
     return Record(event="iteration", fields=fields)

@@ -38,7 +38,15 @@ class Roster:
     def note(self, member: Member) -> bool:
         """A member may have come, left, paused or resumed; whether the fleet that works has changed by it."""
         paused = member.state is not None and member.state.phase == "paused"
-        return self.live.note(member.device, online=member.online, works=member.online and not paused)
+        over = member.state is not None and member.state.phase == "finished"
+        return self.live.note(
+            member.device, online=member.online, works=member.online and not paused, speaks=member.online and not over
+        )
+
+    @property
+    def all_said(self) -> bool:
+        """Every device that is there has reported that it has finished."""
+        return not self.live.speaking
 
     @property
     def full(self) -> bool:
@@ -62,8 +70,27 @@ class Roster:
         return member
 
     def allocations(self) -> Mapping[DeviceId, Allocation]:
-        """Everybody's, whether they are there or not."""
-        return {member.device: member.allocation for member in self if member.allocation is not None}
+        """Everybody's, whether they are there or not: a look at the members, not a copy of them."""
+        return _Allocations(self.members)
+
+
+class _Allocations(Mapping[DeviceId, Allocation]):
+    """Looking one up costs the same however many there are."""
+
+    def __init__(self, members: Mapping[DeviceId, Member]) -> None:
+        self._members = members
+
+    def __getitem__(self, device: DeviceId) -> Allocation:
+        member = self._members.get(device)
+        if member is None or member.allocation is None:
+            raise KeyError(device)
+        return member.allocation
+
+    def __iter__(self) -> Iterator[DeviceId]:
+        return (member.device for member in self._members.values() if member.allocation is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 class Live:
@@ -73,10 +100,12 @@ class Live:
 
     Attributes:
         online: how many are connected, paused ones included.
+        speaking: how many of them have not reported that they have finished.
     """
 
     def __init__(self) -> None:
         self._online: set[DeviceId] = set()
+        self._speaking: set[DeviceId] = set()
         self._working: dict[DeviceId, None] = {}
 
     @property
@@ -84,9 +113,15 @@ class Live:
         """See the class."""
         return len(self._online)
 
-    def note(self, device: DeviceId, *, online: bool, works: bool) -> bool:
-        """Whether a device is there, and works; True when the latter is news."""
+    @property
+    def speaking(self) -> int:
+        """See the class."""
+        return len(self._speaking)
+
+    def note(self, device: DeviceId, *, online: bool, works: bool, speaks: bool) -> bool:
+        """Whether a device is there, works, and has yet to finish; True when the second is news."""
         (self._online.add if online else self._online.discard)(device)
+        (self._speaking.add if speaks else self._speaking.discard)(device)
         news = works != (device in self._working)
         if works:
             self._working.setdefault(device)

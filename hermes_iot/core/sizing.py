@@ -17,9 +17,10 @@ from hermes_iot.domain import DeviceId, Sizing
 from hermes_iot.errors import ProtocolError
 from hermes_iot.protocol.messages import DataInfo
 
-#: Who says nothing for so many iterations, and no less than so many seconds, is not counted on.
+#: Who says nothing for so many iterations, no less than so many seconds and reports, is not counted on.
 SILENT_ITERATIONS: Final = 3
 SILENT_S: Final = 10.0
+SILENT_REPORTS: Final = 2
 
 
 def rows_max(member: Member, data: DataInfo) -> int | None:
@@ -44,20 +45,28 @@ def in_rows(size: Sizing, data: DataInfo) -> Sizing:
 
 
 def reports(
-    members: Iterable[Member], data: DataInfo, epochs: int, *, now: float, patience_s: float, early: bool
+    members: Iterable[Member],
+    data: DataInfo,
+    epochs: int,
+    *,
+    now: float,
+    patience_s: float,
+    early: bool,
+    pace_s: float = 0.0,
 ) -> dict[DeviceId, Report] | None:
     """What the allocator may know of the devices that are online; None until each was measured at its present size.
 
     Nobody may hold up the whole fleet: a device that is paused is not waited for, nor one whose time is no
     measurement (a claim of years), nor one that has been there for `patience_s` without any. With `early` nobody is
-    waited for, a time at another size will do, and who has been silent for three iterations does not count.
+    waited for, a time at another size will do, and who has been silent for three iterations, or for two times the
+    `pace_s` at which it reports, does not count.
     """
     found: dict[DeviceId, Report] = {}
     for member in members:
         if not member.online or (member.state is not None and member.state.phase == "paused"):
             continue
         if early:
-            report = _early(member, data, epochs, now)
+            report = _early(member, data, epochs, now, pace_s)
         elif member.allocation is None or not member.iteration_s:
             if member.waited_since < now - patience_s:
                 continue
@@ -69,12 +78,12 @@ def reports(
     return found
 
 
-def _early(member: Member, data: DataInfo, epochs: int, now: float) -> Report | None:
+def _early(member: Member, data: DataInfo, epochs: int, now: float, pace_s: float) -> Report | None:
     allocation = member.allocation
     if allocation is None or not member.batch_s:
         return None
     seconds = member.batch_s * (allocation.steps or mini_batches(epochs, allocation.samples, allocation.batch))
-    if now - member.heard_at > max(SILENT_S, SILENT_ITERATIONS * seconds):
+    if now - member.heard_at > max(SILENT_S, SILENT_ITERATIONS * seconds, SILENT_REPORTS * pace_s):
         return None
     return _report(member, data, epochs, seconds, batch_s=member.batch_s)
 

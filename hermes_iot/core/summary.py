@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from hermes_iot.algorithms.compression import CODINGS
 from hermes_iot.core.global_model import GlobalModel
 from hermes_iot.core.member import Member
 from hermes_iot.core.tally import Tally
@@ -18,7 +19,6 @@ def summary_of(
     ordered = sorted(members, key=lambda member: member.index)
     totals = [member.totals() for member in ordered]
     iterations = sum(one.iterations for one in totals)
-    update_bytes, reply_bytes = tally.means()
     return {
         "accuracy": test.accuracy,
         "loss": test.loss,
@@ -35,8 +35,8 @@ def summary_of(
         "reasons": dict(tally.reasons),
         "bytes_up": sum(one.bytes_up for one in totals),
         "bytes_down": sum(one.bytes_down for one in totals),
-        # The same iterations under BSP: each would have sent one update and fetched one model of these sizes.
-        "bytes_bsp": round(iterations * (update_bytes + reply_bytes)),
+        # The same iterations under BSP: each would have sent one model and fetched one, in half precision.
+        "bytes_bsp": iterations * 2 * CODINGS["fp16"].body_bytes(model.vector.size),
         "bytes_by_kind": {"up": dict(tally.up), "down": dict(tally.down)},
         "wall_s": wall_s,
     }

@@ -35,10 +35,6 @@ class Tally:
     reasons: Counter[str] = field(default_factory=Counter)
     up: Counter[str] = field(default_factory=Counter)
     down: Counter[str] = field(default_factory=Counter)
-    update_messages: int = 0
-    update_bytes: int = 0
-    reply_messages: int = 0
-    reply_bytes: int = 0
 
     @property
     def received(self) -> int:
@@ -48,12 +44,8 @@ class Tally:
     @property
     def tensor_bytes(self) -> int:
         """Model and data traffic, both ways."""
-        return sum(side[kind] for side in (self.up, self.down) for kind in ("model", "data"))
-
-    def means(self) -> tuple[float, float]:
-        """Mean payload bytes of one update and of one answer, chunk headers included; 0 before the first."""
-        update = self.update_bytes / self.update_messages if self.update_messages else 0.0
-        return update, self.reply_bytes / self.reply_messages if self.reply_messages else 0.0
+        up, down = self.up, self.down
+        return up["model"] + up["data"] + down["model"] + down["data"]
 
     def count(self, outcome: Outcome, reason: str = "") -> None:
         """One update met its end."""
@@ -66,10 +58,6 @@ class Tally:
         kind = kind_of(channel, tensor=tensor)
         self.up[kind] += up
         self.down[kind] += down
-        if channel == "update":
-            self.update_bytes += up
-        elif channel == "model" and tensor:
-            self.reply_bytes += down
 
     def dump(self) -> dict[str, Any]:
         """For a checkpoint."""

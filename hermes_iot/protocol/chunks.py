@@ -124,7 +124,9 @@ class Reassembler:
 
     def next_deadline(self) -> float | None:
         """When `expire` next has something to do."""
-        return next((transfer.deadline for transfer in self._transfers.values()), None)
+        if not self._transfers:
+            return None
+        return next(iter(self._transfers.values())).deadline
 
     def _open(self, sender: str, chunk: Chunk) -> _Transfer:
         transfer = _Transfer(sender, chunk.id, chunk.parts, chunk.total)

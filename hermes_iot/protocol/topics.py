@@ -19,6 +19,9 @@ NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 #: One spelling per number: 07 is not 7.
 PART: Final = re.compile(r"0|[1-9][0-9]{0,5}")
 
+#: Addresses kept in mind: three for each of twenty thousand devices.
+_REMEMBERED_MAX: Final = 1 << 16
+
 ALL: Final = frozenset({"coordinator", "run", "model"})
 DOWN: Final = frozenset({"alloc", "ack", "model", "data", "cmd"})
 UP: Final = frozenset({"status", "state", "update", "request", "metrics", "rsp"})
@@ -66,6 +69,7 @@ class Topics:
         self.fleet = check_name("fleet", fleet)
         self.prefix = check_name("prefix", prefix)
         self._root = f"{prefix}/v{VERSION}/{fleet}"
+        self._parsed: dict[str, Address] = {}
 
     def all(self, channel: str) -> str:
         """``…/all/{channel}``."""
@@ -114,7 +118,21 @@ class Topics:
         )
 
     def parse(self, topic: str) -> Address | None:
-        """The address in a topic of this fleet; None for any other topic."""
+        """The address in a topic of this fleet; None for any other topic.
+
+        Whoever listens hears the same topics all the time, so those of this fleet are remembered, within bounds.
+        """
+        known = self._parsed.get(topic)
+        if known is not None:
+            return known
+        address = self._parse(topic)
+        if address is not None:
+            if len(self._parsed) >= _REMEMBERED_MAX:
+                self._parsed.clear()
+            self._parsed[topic] = address
+        return address
+
+    def _parse(self, topic: str) -> Address | None:
         head = f"{self._root}/"
         if not topic.startswith(head):
             return None

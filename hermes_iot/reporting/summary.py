@@ -223,10 +223,10 @@ def _traffic(summary: Mapping[str, Any]) -> list[RenderableType]:
     ratio = bsp / (up + down)
     words = f"BSP would have sent {format_factor(ratio)} the bytes of this run."
     how = (
-        f"BSP is bulk-synchronous training of the same {summary['iterations']:,} local iterations: one update and one"
-        " model each, at this run's own mean message sizes. It counts these model messages only, whereas this run's"
-        " bytes are all payloads its devices report, control messages included: the comparison is conservative. It is"
-        " for equal iterations, not for equal accuracy."
+        f"BSP is bulk-synchronous training of the same {summary['iterations']:,} local iterations: one whole"
+        " model up and one down each, in half precision. It counts these bodies only, whereas this run's bytes are all"
+        " payloads its devices report, control messages included: the comparison is conservative. It is for equal"
+        " iterations, not for equal accuracy."
     )
     return [_indented(table), _indented(Text(words)), _note(how)]
 

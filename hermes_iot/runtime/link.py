@@ -106,13 +106,14 @@ class Link:
         self.wire.chunk_bytes = allowed
 
     def _publish(self, packet: Packet) -> int:
-        size = publish_packet_bytes(packet.topic, packet.payload, qos=packet.qos, expiry_s=packet.expiry_s)
-        if self._packet_bytes_max is not None and size > self._packet_bytes_max:
-            raise UsageError(
-                f"a message on {packet.topic} is too large for the broker",
-                why=f"{size} bytes, it takes {self._packet_bytes_max}",
-                mend="Raise the broker's maximum packet size (Mosquitto: max_packet_size)",
-            )
+        if self._packet_bytes_max is not None:
+            size = publish_packet_bytes(packet.topic, packet.payload, qos=packet.qos, expiry_s=packet.expiry_s)
+            if size > self._packet_bytes_max:
+                raise UsageError(
+                    f"a message on {packet.topic} is too large for the broker",
+                    why=f"{size} bytes, it takes {self._packet_bytes_max}",
+                    mend="Raise the broker's maximum packet size (Mosquitto: max_packet_size)",
+                )
         if self._hand_over(packet):
             return len(packet.payload)
         log.debug("not sent topic=%s bytes=%d", packet.topic, len(packet.payload))

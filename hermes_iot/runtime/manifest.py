@@ -65,7 +65,7 @@ def manifest_of(run: str, config: RunConfig, bench: Bench, strategy: StrategyInf
 
 
 def _codec(codec: Codec, option: str, *, displacement: bool) -> Codec:
-    if codec.startswith("topk") and not displacement:
+    if (codec.startswith("topk") or codec == "ternary") and not displacement:
         raise UsageError(
             f"{option} {codec} cannot be used with this strategy",
             why="it sends whole models that way, and of a whole model no entry may be left out",

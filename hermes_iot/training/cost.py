@@ -34,6 +34,7 @@ _ACCURACY_MAX: Final = 0.99
 _NOISE: Final = 0.5
 _CURVATURES: Final = (0.002, 0.2)
 _TABLE: Final = 1 << 16
+_KEPT_MAX: Final = 4_096
 
 
 class CostTrainer:
@@ -54,6 +55,7 @@ class CostTrainer:
         # A generator for each job would cost as much as the job: noise is a stretch of one table, found by the job's key.
         self._table: NDArray[np.float32] = chance.standard_normal(_TABLE + parameters).astype(np.float32)
         self._start: Params = self._best + chance.standard_normal(parameters).astype(np.float32)
+        self._kept: dict[tuple[float, int], tuple[Params, Params]] = {}
         gap = self._start - self._best
         self._scale = float(self._curvature @ (gap * gap)) / 2 / _START_LOSS
 
@@ -80,10 +82,10 @@ class CostTrainer:
         place = zlib.crc32(repr(job.key).encode())
         spread = np.float32(_NOISE * math.sqrt(job.learning_rate / job.batch))
         with np.errstate(all="ignore"):  # divergence is a result, not a warning
-            keep = np.power(1 - job.learning_rate * self._curvature, steps, dtype=np.float32)
+            keep, stir = self._after(job.learning_rate, steps)
             params = self._own(job.start) - self._best
             params *= keep
-            params += np.sqrt(1 - keep * keep) * (self._noise(place) * spread)
+            params += stir * (self._noise(place) * spread)
             params += self._best
             loss = self._loss(params)
         evaluated = gate if job.probe is None else 2 * job.probe.rows
@@ -100,6 +102,16 @@ class CostTrainer:
         """The loss without noise, and an accuracy that falls with it."""
         loss = self._loss(self._own(params))
         return Score(loss=loss, accuracy=_ACCURACY_MAX * math.exp(_FLOOR - loss) if math.isfinite(loss) else 0.0)
+
+    def _after(self, rate: float, steps: int) -> tuple[Params, Params]:
+        """The a and sqrt(1 - a^2) of the module's header: the same for all boards of one size, so they are remembered."""
+        known = self._kept.get((rate, steps))
+        if known is None:
+            if len(self._kept) >= _KEPT_MAX:
+                self._kept.clear()
+            keep = np.power(1 - rate * self._curvature, steps, dtype=np.float32)
+            known = self._kept[rate, steps] = keep, np.sqrt(1 - keep * keep)
+        return known
 
     def _gain(self, params: Params, probe: Probe, place: int) -> Gain:
         """The true difference, seen through as much noise as so many rows leave."""

@@ -39,9 +39,9 @@ _log = logging.getLogger(__name__)
 _TOPICS_REMEMBERED_MAX: Final = 200_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Message:
-    """A message at rest: retained, or queued for a client that is away."""
+    """A message at rest: retained, or queued for a client that is away. Never changed; to freeze it costs too much."""
 
     topic: str
     payload: bytes
@@ -123,6 +123,8 @@ class _Subscriptions:
             self._matching[topic] = filters
         if not filters:
             return list(exact)
+        if not exact and len(filters) == 1:
+            return list(self._wildcard[filters[0]])
         found = dict(exact)
         for topic_filter in filters:
             found.update(self._wildcard[topic_filter])

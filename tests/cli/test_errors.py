@@ -95,13 +95,29 @@ CASES = {
     "unknown strategy, device": (DEVICE + " --strategy hermess", 2, r"no strategy 'hermess'"),
     "no strategy file": (COORDINATOR + " --strategy {tmp}/no.py", 2, r"no strategy file .*no\.py.*--strategy"),
     "a strategy that lacks a part": (COORDINATOR + " --strategy {tmp}/half.py", 2, r"'half\.py' is incomplete"),
-    "unknown constant": (COORDINATOR + " --set gate.alpa=1", 2, r"unknown key 'alpa' in hermes\.gate.*'alpha'"),
-    "unknown group": (COORDINATOR + " --set gaet.alpha=1", 2, r"unknown key 'gaet' in hermes.*'gate'"),
-    "constant of another type": (COORDINATOR + " --set gate.alpha=low", 2, r"constant of strategy 'hermes'.*alpha"),
+    "unknown constant": (
+        COORDINATOR + " --strategy hermes --set gate.alpa=1",
+        2,
+        r"unknown key 'alpa' in hermes\.gate.*'alpha'",
+    ),
+    "unknown group": (
+        COORDINATOR + " --strategy hermes --set gaet.alpha=1",
+        2,
+        r"unknown key 'gaet' in hermes.*'gate'",
+    ),
+    "constant of another type": (
+        COORDINATOR + " --strategy hermes --set gate.alpha=low",
+        2,
+        r"constant of strategy 'hermes'.*alpha",
+    ),
     "constant out of range": (COORDINATOR + " --set gate.window=0", 2, r"window"),
-    "constant that is a group": (COORDINATOR + " --set gate=1", 2, r"hermes\.gate is 1: a table is expected"),
+    "constant that is a group": (
+        COORDINATOR + " --strategy hermes --set gate=1",
+        2,
+        r"hermes\.gate is 1: a table is expected",
+    ),
     "set without a value": (COORDINATOR + " --set gate.alpha", 2, r"--set 'gate.alpha' is not understood"),
-    "set below a value": (COORDINATOR + " --set gate.alpha.x=1", 2, r"alpha"),
+    "set below a value": (COORDINATOR + " --strategy hermes --set gate.alpha.x=1", 2, r"alpha"),
     "set of nothing": (COORDINATOR + " --set =1", 2, r"--set '=1' is not understood"),
     # words and numbers
     "bad duration": (COORDINATOR + " --max-wall 2x", 2, r"'2x' is not a duration.*1h30m"),
@@ -188,7 +204,7 @@ FILES = {
     "flat.toml": b"hermes = 3\n",
     "takeover.toml": b"takeover = true\n",
     "type.toml": b'seed = "many"\n',
-    "constant.toml": b"[hermes.gate]\nalpa = -1.0\n",
+    "constant.toml": b'strategy = "hermes"\n[hermes.gate]\nalpa = -1.0\n',
     "own.toml": b"[half]\nspeed = 3\n",
     "old/registry.json": b"{}",
 }

@@ -124,6 +124,7 @@ def test_a_coordinator_needs_no_words_at_all(coordinator, tmp_path):
         learning-rate = 0.25
         run-dir = "here"
         telemetry = "sampled"
+        strategy = "hermes"
 
         [hermes.gate]
         alpha = -1.5
@@ -140,7 +141,7 @@ def test_a_coordinator_needs_no_words_at_all(coordinator, tmp_path):
 
 
 def test_constants_of_the_command_line_stand_over_those_of_the_file(coordinator, tmp_path):
-    (tmp_path / "hermes.toml").write_text("[hermes.gate]\nalpha = -1.5\nwindow = 7\n")
+    (tmp_path / "hermes.toml").write_text('strategy = "hermes"\n[hermes.gate]\nalpha = -1.5\nwindow = 7\n')
     seen = coordinator(*BASE, "--task", "digits", "--set", "gate.alpha=-1.0", "--set", "pushed=delta")
     assert seen["settings"].constants == {"gate": {"alpha": -1.0, "window": 7}, "pushed": "delta"}
 

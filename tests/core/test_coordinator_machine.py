@@ -90,6 +90,31 @@ def test_status_and_keyframe_are_said_at_their_intervals():
     assert [one.model.version for one in of(effects, SendKeyframe)] == [1]
 
 
+def test_the_larger_the_fleet_the_rarer_what_is_said_to_everybody():
+    """Ten devices at 1.5 s each: every 15 s instead of every 2 and 5."""
+    desk = Desk(status_interval_s=2.0, keyframe_interval_s=5.0, announce_s_per_device=1.5).up()
+    for number in range(10):
+        desk.hear(birth(), f"d{number}")
+    desk.hear(update(), "d0")
+    desk.wait(5.0)  # what was planned for a fleet of nobody
+    effects = []
+    for seq in range(2, 32):
+        effects += desk.hear(update(seq), "d0")
+        effects += desk.wait(1.0)
+    assert len(sent(effects, CoordinatorStatus)) == len(of(effects, SendKeyframe)) == 2
+
+
+def test_checkpoints_that_nobody_wants_set_no_timer():
+    desk = Desk(checkpoint_interval_s=math.inf).up()
+    desk.hear(birth())
+    desk.hear(update())
+    assert math.isfinite(desk.machine.next_deadline())
+    assert not of(desk.wait(1000.0), Checkpoint)
+    desk.machine.disconnected()
+    assert desk.machine.next_deadline() is None
+    assert kinds(desk.machine.stop(now=desk.now))[0] == "Checkpoint"
+
+
 def test_without_a_connection_nothing_is_said_and_no_timer_spins():
     desk = Desk(checkpoint_interval_s=10.0).up()
     desk.hear(birth())
@@ -471,6 +496,57 @@ def test_a_fast_device_is_never_offered_more_rows_than_there_are():
     assert all(not sizes for sizes in offered)
 
 
+class Counted(Hermes):
+    """Sizes nobody, early, and counts how often and for how many."""
+
+    @property
+    def regime(self):
+        return replace(super().regime, sizes_early=True)
+
+    def resize(self, state, reports, fleet):  # noqa: ARG002 - the strategy's signature
+        asked.append(len(reports))
+        return state, {}
+
+
+asked: list[int] = []
+
+
+def test_a_large_fleet_is_sized_seldom_but_at_once_when_much_of_it_is_measured_for_the_first_time():
+    """Sixteen devices at 10 s each: every 160 s, or, with more than two of them new, after 1 s."""
+    asked.clear()
+    desk = Desk(Counted(ALWAYS.config), announce_s_per_device=10.0, resize_interval_s=1.0).up()
+    for number in range(16):
+        desk.hear(birth(), f"d{number:02}")
+    report = state(samples=256, batch=16, batch_s=0.1)
+    desk.wait(1.0)  # nobody was measured yet
+    for number in (0, 1):
+        desk.hear(report, f"d{number:02}")
+        desk.wait(2.0)
+    assert asked == []  # two of sixteen are no news
+    desk.hear(report, "d02")
+    assert asked == [3]  # three are
+    for _ in range(22):  # and that one of them reports again is none
+        desk.wait(7.0)
+        desk.hear(report, "d02")
+    assert asked == [3]
+    desk.wait(7.0)
+    assert asked == [3, 3]  # who is heard of that seldom is not silent yet
+
+
+def test_who_is_silent_for_longer_than_two_reports_is_not_counted_on():
+    """Four devices at 10 s each report every 40 s."""
+    asked.clear()
+    desk = Desk(Counted(ALWAYS.config), announce_s_per_device=10.0, resize_interval_s=1.0).up()
+    for number in range(4):
+        desk.hear(birth(), f"d{number:02}")
+        desk.hear(state(samples=256, batch=16, batch_s=0.1), f"d{number:02}")
+    desk.wait(1.0)
+    for after_s in (78.0, 40.0):
+        desk.wait(after_s)
+        desk.hear(state(samples=256, batch=16, batch_s=0.1), "d00")
+    assert asked == [4, 4, 1]
+
+
 def test_versions_of_an_allocation_rise_by_one():
     desk = Desk(first=Sizing(samples=100, batch=10)).up()
     fleet_of(desk, {**EVEN, "slow": 1.6})
@@ -809,6 +885,20 @@ def test_shards_that_nobody_is_given_any_more_are_forgotten():
     for _ in range(50):
         (present,) = sent(desk.hear(state(allocation_version=present.version, shard=present.next_shard)), Allocation)
     assert len(desk.machine._assigner.allotment.shards()) == 2
+
+
+def test_a_shard_that_a_restart_finds_named_by_nobody_is_forgotten():
+    before = Desk(about=SHIPPED, shard_of=rows_as_bytes, first=Sizing(samples=20, batch=5)).up()
+    (one,) = sent(before.hear(birth()), Allocation)
+    restored = restored_from(before, before.machine.stop(now=before.now))
+    shards = {**restored.scalars["shards"], "f" * 64: [[0, 5]]}
+    whole = {"dev-1": one}
+    desk = Desk(
+        about=SHIPPED,
+        shard_of=rows_as_bytes,
+        restored=replace(restored, allocations=whole, scalars={**restored.scalars, "shards": shards}),
+    )
+    assert desk.machine._assigner.allotment.shards().keys() == {one.shard, one.next_shard}
 
 
 # --- the end while the broker is away ---------------------------------------------------------------------------------

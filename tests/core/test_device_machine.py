@@ -407,6 +407,64 @@ def test_the_state_is_said_at_most_once_per_interval():
     assert 4 <= said <= 6
 
 
+def test_the_larger_the_fleet_the_rarer_a_device_reports():
+    """A hundred devices at 0.05 s each: every 5 s instead of every second, beginning with the next report."""
+    board = Board(NEVER, state_interval_s=1.0, state_s_per_device=0.05).at_work()
+    board.tell(replace(online(), devices_online=100))
+    board.trained(seconds=2.0)
+    board.trained(seconds=2.0)  # its first known time
+    said = sum(len(sent(board.trained(seconds=0.5), DeviceState)) for _ in range(100))
+    assert 9 <= said <= 10
+
+
+def test_a_time_that_is_known_for_the_first_time_is_reported_at_once():
+    board = Board(NEVER, state_interval_s=100.0).at_work()
+    assert not sent(board.trained(), DeviceState)  # no measurement
+    (told,) = sent(board.trained(seconds=2.0), DeviceState)
+    assert told.iteration_s == 2.0
+    assert not sent(board.trained(seconds=2.0), DeviceState)
+    board.tell(allocation(2, samples=10))
+    board.trained()  # still of the size before
+    (told,) = sent(board.trained(seconds=3.0), DeviceState)
+    assert (told.iteration_s, told.samples) == (3.0, 10)
+
+
+def test_a_push_is_reported_together_with_its_answer():
+    board = Board(state_interval_s=1.0).at_work()
+    board.wait(2.0)
+    effects = board.trained()
+    (pushed,) = sent(effects, Update)
+    assert not sent(effects, DeviceState)
+    board.wait(0.1)
+    board.tell(model(3, session=pushed.session, seq=pushed.seq))
+    (told,) = sent(board.wait(1.0), DeviceState)
+    assert (told.phase, told.published, told.model_version, told.iterations) == ("training", 1, 3, 1)
+
+
+def test_a_push_that_nobody_answers_is_reported_after_the_interval():
+    board = Board(state_interval_s=1.0).at_work()
+    board.wait(2.0)
+    board.trained()
+    (told,) = sent(board.wait(1.0), DeviceState)
+    assert (told.phase, told.published) == ("pushed", 1)
+
+
+def test_pushes_in_quick_succession_do_not_keep_a_device_silent():
+    board = Board(state_interval_s=1.0).at_work()
+    said = 0
+    for seq in range(1, 101):
+        effects = board.trained(seconds=0.1)
+        effects += board.tell(model(seq, session=1, seq=seq)) + board.wait(0.0)
+        said += len(sent(effects, DeviceState))
+    assert 5 <= said <= 11
+
+
+def test_a_status_without_news_moves_nothing():
+    board = Board(NEVER).at_work()
+    for elapsed_s in (1.0, 2.0):
+        assert board.tell(replace(online(), elapsed_s=elapsed_s)) == []
+
+
 def test_counters_of_a_run_begin_with_it():
     board = Board(NEVER).at_work()
     board.machine.carried(up=1000, down=2000)

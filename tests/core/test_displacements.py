@@ -115,6 +115,27 @@ def test_divergence_forgets_what_the_codec_cut_off_and_begins_at_the_model_recei
     assert np.allclose(sent(one), [0, 0.4, 0, 0], atol=0.01)
 
 
+def test_divergence_while_an_answer_comes_counts_and_the_answer_is_taken():
+    one = learner()
+    one.adopt(1, vector(0.0))
+    iterate(one, 2, 0, 0, 0)
+    one.adopt_later(2, vector(10.0))
+    decision = one.take(Trained(params=vector(1.0), loss=float("nan"), samples=4, mini_batches=2), 1.0)
+    assert (decision.why, one.diverged) == ("diverged", 1)
+    job = one.job(allocation(), "", 1)
+    assert np.array_equal(job.start, vector(10.0))
+    assert job.learning_rate == 0.25
+
+
+def test_a_displacement_that_overflows_with_what_was_cut_off_before_is_a_divergence():
+    one = Learner(manifest(codec="fp16", codec_down="int4"), Pushes(), ME)
+    one.adopt(1, vector(0.0))
+    one.take(Trained(params=vector(3.4e38), loss=0.5, samples=4, mini_batches=2), 1.0)
+    one.adopt(2, vector(0.0))
+    decision = one.take(Trained(params=vector(3.4e38), loss=0.5, samples=4, mini_batches=2), 1.0)
+    assert (decision.push, decision.why, one.outgoing) == (False, "diverged", None)
+
+
 def test_the_first_iterations_time_is_no_measurement_and_sizes_do_not_mix():
     one = learner()
     one.adopt(1, vector(0.0))
@@ -201,6 +222,16 @@ def test_a_fleet_larger_than_the_memory_for_it_falls_back_to_whole_models(monkey
         bases[name] = sha256(vector(0.0) + unpack(answer.body, "int4", 4))
     one.advance(vector(1.0), scored())
     assert [bool(one.answer(DeviceId(name), bases[name]).base) for name in "cba"] == [True, True, False]
+
+
+def test_a_difference_that_leads_out_of_float32_is_answered_by_the_whole():
+    one = model(start=0.0)
+    one.advance(vector(-3e38), scored())
+    held = unpack(one.answer(ME, "").body, "fp16", 4)
+    one._views[ME] = replace(one._views[ME], vector=vector(-3e38), sha256=sha256(vector(-3e38)))
+    one.advance(vector(3e38), scored())
+    assert one.answer(ME, sha256(vector(-3e38))).base == ""
+    assert np.isfinite(held).all()
 
 
 def test_without_differences_everybody_is_sent_the_whole():

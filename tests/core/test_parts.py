@@ -14,11 +14,12 @@ from hermes_iot.core.member import Member, Totals
 from hermes_iot.core.outbox import Outbox
 from hermes_iot.core.pace import Pace, Stopwatch
 from hermes_iot.core.retry import Retry
+from hermes_iot.core.roster import Roster
 from hermes_iot.core.shelf import Shelf
 from hermes_iot.core.sizing import fitted
 from hermes_iot.core.stopping import Progress, StopRules, reason_to_stop
 from hermes_iot.core.tally import Tally, kind_of
-from hermes_iot.domain import Sizing
+from hermes_iot.domain import DeviceId, Sizing
 from hermes_iot.errors import UsageError
 from tests.core.hand import allocation, offline, online, state, update
 
@@ -275,7 +276,6 @@ def test_every_update_is_counted_once_and_bytes_by_what_they_carry():
     tally = Tally()
     for outcome, reason in (("applied", ""), ("stale", "lag"), ("rejected", "finite"), ("duplicate", "")):
         tally.count(outcome, reason)
-    tally.update_messages = tally.reply_messages = 2
     tally.carried("update", up=100)
     tally.carried("model", down=40)
     tally.carried("model", down=7, tensor=False)
@@ -283,10 +283,41 @@ def test_every_update_is_counted_once_and_bytes_by_what_they_carry():
     tally.carried("state", up=3)
     assert tally.received == 4
     assert tally.reasons == {"lag": 1, "finite": 1}
-    assert tally.means() == (50.0, 20.0)
     assert tally.tensor_bytes == 640
     assert tally.up == Counter(model=100, control=3)
     assert tally.down == Counter(model=40, control=7, data=500)
     assert Tally.load(tally.dump()) == tally
-    assert Tally().means() == (0.0, 0.0)
     assert kind_of("model", tensor=False) == "control"
+
+
+# --- who is there -----------------------------------------------------------------------------------------------------
+
+
+def test_a_look_at_everybodys_allocations_copies_nobody_and_follows_what_changes():
+    roster = Roster("run-a", 10)
+    for name in ("a", "b"):
+        roster.admit(DeviceId(name))
+    held = roster.allocations()
+    assert (len(held), list(held), held.get(DeviceId("a"))) == (0, [], None)
+    roster.members[DeviceId("b")].allocation = allocation()
+    assert (len(held), list(held)) == (1, ["b"])
+    assert held[DeviceId("b")] == allocation()
+    assert DeviceId("stranger") not in held
+
+
+def test_all_is_said_when_every_device_that_is_there_has_finished():
+    roster = Roster("run-a", 10)
+    one, other = roster.admit(DeviceId("a")), roster.admit(DeviceId("b"))
+    for member in (one, other):
+        member.online = True
+        roster.note(member)
+    assert not roster.all_said
+    one.state = state(phase="finished")
+    roster.note(one)
+    assert not roster.all_said
+    other.online = False  # gone without a last word
+    roster.note(other)
+    assert roster.all_said
+    other.online = True
+    roster.note(other)
+    assert not roster.all_said

@@ -166,3 +166,10 @@ def test_every_route_has_a_topic_and_every_topic_a_route():
     assert routes == {("all", c) for c in ALL} | {("down", c) for c in DOWN} | {("up", c) for c in UP}
     parsed = {(address.direction, address.channel) for address in EVERY.values()}
     assert parsed == routes | {("all", "model_part")}
+
+
+def test_what_was_parsed_once_is_remembered_and_strangers_topics_are_not():
+    topics = Topics("lab")
+    ours, theirs = topics.up("pi-1", "state"), Topics("barn").up("pi-1", "state")
+    assert topics.parse(ours) is topics.parse(ours) == Address(direction="up", channel="state", device="pi-1")
+    assert topics.parse(theirs) is topics.parse(theirs) is None

@@ -109,8 +109,8 @@ def test_the_comparison_with_bsp_says_how_it_is_made(run):
     text = squeezed(printed(run.summary))
     for words in (
         f"the same {run.summary['iterations']:,} local iterations",
-        "one update and one model each",
-        "mean message sizes",
+        "one whole model up and one down each",
+        "half precision",
         "all payloads its devices report, control messages included",
         "conservative",
         "not for equal accuracy",

@@ -136,22 +136,29 @@ def test_a_loss_that_is_not_there_is_no_progress(lost):
     assert held_at(Plateau(500), rows([1.0, lost, lost, lost, lost, lost, lost])) == 6
 
 
-def test_patience_counts_versions_since_the_best_loss():
+def test_patience_counts_aggregations_since_the_best_loss():
     patience = Patience(3)
-    for t_s, version, loss in ((0.5, 1, 0.9), (1.0, 2, 0.8), (1.5, 3, 0.8), (2.0, 4, 0.85), (2.5, 5, 0.9)):
-        patience.merged(t_s, version, loss)
+    for t_s, loss in ((0.5, 0.9), (1.0, 0.8), (1.5, 0.81), (2.0, 0.85), (2.5, 0.9)):
+        patience.merged(t_s, loss)
     assert patience.at_s == 2.5
 
 
 def test_updates_gathered_at_a_barrier_are_one_aggregation():
     patience = Patience(2)
-    patience.merged(1.0, 1, 0.5)
+    patience.merged(1.0, 0.5)
     for t_s in (1.1, 1.2, 1.3, 1.4):
-        patience.merged(t_s, 1, 0.5)
+        patience.merged(t_s, 0.5)
     assert patience.at_s is None
-    patience.merged(2.0, 2, 0.6)
-    patience.merged(3.0, 3, 0.6)
+    patience.merged(2.0, 0.6)
+    patience.merged(3.0, 0.7)
     assert patience.at_s == 3.0
+
+
+def test_aggregations_nobody_measured_are_no_aggregations_without_a_better_loss():
+    patience = Patience(2)
+    for t_s in range(20):
+        patience.merged(float(t_s), None if t_s == 0 else 0.9)
+    assert patience.at_s is None
 
 
 def ended(line, *, await_patience=False, long=False, patience=None):
@@ -174,6 +181,6 @@ def test_a_long_cell_goes_on_to_the_plateau():
 def test_a_cell_that_waits_for_the_papers_rule_goes_on_until_it_held():
     patience = Patience(1)
     assert ended(curve(*([0.95] * 20)), await_patience=True, patience=patience) == (None, None)
-    patience.merged(1.0, 1, 0.5)
-    patience.merged(2.0, 2, 0.5)
+    patience.merged(1.0, 0.5)
+    patience.merged(2.0, 0.6)
     assert ended(curve(*([0.95] * 20)), await_patience=True, patience=patience) == ("target", 1.0)

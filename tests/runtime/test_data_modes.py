@@ -75,7 +75,7 @@ class Lab:
         self.workshop = workshop
         self.connect = in_memory(MemoryBroker())
         self.records = Records()
-        options = {"task": str(workshop / "task.py"), "rules": StopRules(max_pushes=4), **changes}
+        options = {"task": str(workshop / "task.py"), "strategy": "hermes", "rules": StopRules(max_pushes=4), **changes}
         self.config = RunConfig(**options)
         self.bench = for_coordinator(self.config, data_dir=workshop / "data")
         self.coordinator = CoordinatorRunner(

@@ -10,7 +10,7 @@ from hermes_iot.runtime.run_dir import RunDir, unfinished
 def runs(tmp_path):
     def begin(name, *, task="room.py", created_at="2026-01-01T00:00:00+00:00"):
         run_dir = RunDir(tmp_path / name)
-        run_dir.begin(f"run-{name}", fleet="lab", config=RunConfig(task=task), created_at=created_at)
+        run_dir.begin(f"run-{name}", fleet="lab", config=RunConfig(task=task, strategy="hermes"), created_at=created_at)
         run_dir.close()
         return tmp_path / name
 

@@ -3,6 +3,7 @@
 import textwrap
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from hermes_iot.config import RunConfig
@@ -64,6 +65,71 @@ def test_in_local_mode_each_board_has_an_equal_part(config):
 def test_more_boards_than_rows_are_refused(config):
     with pytest.raises(UsageError, match="240 rows are not enough for 241 boards"):
         equipment_of(replace(config, data_mode="local"), devices=241, data_dir=None)
+
+
+# --- rows of one's own mixture ----------------------------------------------------------------------------------------
+
+
+def skewed(config, alpha, *, boards=4, **changes):
+    """The bench's trainer, and for each board the positions of its rows in the training set."""
+    equipment = equipment_of(
+        replace(config, data_mode="local", **changes), devices=boards, data_dir=None, dirichlet=alpha
+    )
+    parts = [equipment.trainer_of(number)._layout.pool for number in range(boards)]
+    return equipment, parts
+
+
+def unevenness(equipment, parts):
+    """Mean distance (0 to 1) of a board's mixture of classes from everybody's."""
+
+    def mixture(trainer):
+        return np.bincount(trainer.targets, minlength=3) / trainer.train_rows
+
+    whole = mixture(equipment.bench.trainer)
+    mixtures = [mixture(equipment.trainer_of(number)) for number in range(len(parts))]
+    return float(np.mean([np.abs(one - whole).sum() / 2 for one in mixtures]))
+
+
+def test_every_row_is_exactly_one_boards(config):
+    equipment, parts = skewed(config, 0.3)
+    rows = np.concatenate(parts)
+    assert rows.size == np.unique(rows).size == equipment.bench.trainer.train_rows == 240
+    assert [equipment.trainer_of(number).train_rows for number in range(4)] == [part.size for part in parts]
+
+
+def test_the_smaller_alpha_the_more_the_boards_differ(config):
+    means = [
+        np.mean([unevenness(*skewed(config, alpha, seed=seed)) for seed in range(5)]) for alpha in (100.0, 1.0, 0.1)
+    ]
+    assert 2 * means[0] < means[1] < means[2]
+
+
+def test_the_seed_makes_the_split(config):
+    one, same, other = (skewed(config, 0.3, seed=seed)[1] for seed in (5, 5, 6))
+    assert all(np.array_equal(a, b) for a, b in zip(one, same, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "sampling"), [("hermes", None), ("hermes", "fresh"), ("hermes-plus", None), ("bsp", "kept")]
+)
+def test_a_fleet_of_unlike_boards_learns_in_every_regime(config, strategy, sampling):
+    equipment, parts = skewed(config, 0.3, strategy=strategy, sampling=sampling)
+    chosen = replace(config, data_mode="local", strategy=strategy, sampling=sampling)
+    outcome = toy_run(config=chosen, bench=equipment.bench, trainer_of=equipment.trainer_of, virtual_s=20)
+    assert outcome.curve[-1].loss < 0.8 * outcome.curve[0].loss
+    assert outcome.summary["links"]["down"]["data"] == 0
+    used = {name: row["samples"] for name, row in devices(outcome).items()}
+    owned = dict(zip(("fast-1", "fast-2", "slow-1", "slow-2"), (part.size for part in parts), strict=True))
+    assert used.keys() == owned.keys()
+    assert all(used[name] <= owned[name] for name in owned)
+
+
+def test_rows_that_no_board_owns_are_not_skewed(config):
+    with pytest.raises(UsageError, match="indexed cannot be skewed"):
+        equipment_of(config, devices=4, data_dir=None, dirichlet=0.3)
+    with pytest.raises(UsageError, match="cost"):
+        equipment_of(RunConfig(task="cost", data_mode="local"), devices=4, data_dir=None, dirichlet=0.3)
 
 
 def test_the_cost_model_has_no_rows_to_ship():

@@ -28,6 +28,16 @@ def test_what_is_asked_for_in_the_past_is_made_now_behind_what_is_due_already():
     assert made == [("due", 5.0), ("late", 5.0)]
 
 
+def test_what_a_moments_last_call_asks_for_at_once_is_made_before_time_goes_on():
+    clock, made = VirtualClock(), []
+    clock.at(1.0, lambda: clock.at(1.0, lambda: made.append(clock.now)))
+    clock.at(2.0, lambda: made.append(clock.now))
+    assert clock.next_at == 1.0
+    run(clock)
+    assert made == [1.0, 2.0]
+    assert clock.next_at is None
+
+
 def test_a_timer_rings_once_at_the_newest_deadline_wherever_it_was_moved():
     clock, rang = VirtualClock(), []
     timer = Timer(clock, lambda: rang.append(clock.now))

@@ -45,7 +45,7 @@ class Place:
             heard.append((round(self.clock.now, 9), type(event)))
 
     def run(self, until=None):
-        while self.clock._queue and (until is None or self.clock._queue[0][0] <= until):
+        while (due := self.clock.next_at) is not None and (until is None or due <= until):
             self.clock.step()
         return self
 

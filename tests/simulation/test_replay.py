@@ -1,111 +1,85 @@
-"""The simulated coordinator is the live one: the same events, at the same times, make the same model."""
-
-import hashlib
-from dataclasses import replace
+"""The simulated coordinator is the live one: the same events, at the same times, make the same models."""
 
 import pytest
 
-from hermes_iot.core.coordinator import Coordinator
-from hermes_iot.core.settings import DeviceSettings
-from hermes_iot.protocol.messages import CoordinatorStatus
-from hermes_iot.protocol.topics import Topics
-from hermes_iot.runtime import strategies
-from hermes_iot.runtime.simulation.bridge import SimulatedCoordinator
-from hermes_iot.runtime.simulation.clock import VirtualClock
-from hermes_iot.runtime.simulation.ledger import Ledger
-from hermes_iot.runtime.simulation.network import Network
-from hermes_iot.runtime.simulation.world import World
-from hermes_iot.transport.base import Connected, Delivery
-from tests.support.fleet import Lockstep, in_memory
+from hermes_iot.core.coordinator import CoordinatorSettings
+from hermes_iot.core.stopping import StopRules
+from tests.support.eventlog import EventLog, HeldClock, model_of
+from tests.support.fleet import Lockstep, in_memory, over_mqtt, running, toy_config, toy_coordinator, toy_device
 
 PACES = {"pi-01": 0.001, "pi-02": 0.0016, "pi-03": 0.008, "pi-04": 0.001}
+STRATEGIES = ("hermes", "hermes-plus", "bsp")
+#: In real time, iterations as short as a toy's others.
+CONSTANTS = {"hermes-plus": {"shares": {"target_s": 0.02}}}
+RULES = StopRules(max_pushes=24)
 
 
-def fresh(live):
-    """A machine as the live one was at its beginning."""
-    runner, config = live, live.config
-    strategy, _ = strategies.resolve(config.strategy).build(config.constants)
-    manifest = replace(runner.machine.manifest, state="running", reason="")
-    return Coordinator(
-        manifest=manifest,
-        status=CoordinatorStatus(state="online", session="another"),
-        strategy=strategy,
-        initial=runner.bench.trainer.initial(config.seed),
-        score=lambda params: runner.bench.trainer.score(params, config.score_on),
-        settings=runner.machine.settings,
-        now=0.0,
-    )
+def told(machine):
+    """What a run comes to, wall time apart."""
+    summary = machine.summary(machine.score)
+    return {key: value for key, value in summary.items() if key != "wall_s"}, machine.manifest.reason
 
 
-def replayed(machine, events, fleet):
-    """The events through the simulated shell; the machine's timers ring when they rang live."""
-    topics = Topics(fleet)
-    clock = VirtualClock()
-    ledger = Ledger(topics)
-    world = World(
-        clock=clock,
-        ledger=ledger,
-        network=Network(clock, ledger),
-        topics=topics,
-        seed=0,
-        settings=DeviceSettings(),
-        strategy_of=strategies.from_manifest,
-    )
-    merges = []
-    shell = SimulatedCoordinator(
-        machine, world=world, observe=lambda event, fields: merges.append(fields) if event == "merge" else None
-    )
-    for now, event in events:
-        clock.now = now
-        if event is None:
-            shell._expire()
-        else:
-            shell._handle(event)
-    return merges
+@pytest.fixture(scope="module", params=STRATEGIES)
+def lockstep(request, tmp_path_factory):
+    """A run in lockstep, in memory and virtual time: (its log, the models it had)."""
+    directory = tmp_path_factory.mktemp(request.param)
+    with Lockstep(
+        in_memory(), directory, fleet="replay", paces=PACES, toy={"rows": 400}, strategy=request.param, rules=RULES
+    ) as live:
+        log = EventLog(live.coordinator, HeldClock(live.clock))
+        live.run()
+        yield log, live.models
 
 
-@pytest.fixture
-def recorded(tmp_path, monkeypatch):
-    """A live run in lockstep, and everything its coordinator's machine was told."""
-    fleet = "replay"
-    with Lockstep(in_memory(), tmp_path, fleet=fleet, paces=PACES, toy={"rows": 400}) as live:
-        runner, events = live.coordinator, []
-        handle, expire = runner.handle, runner.expire
-
-        def handling(event):
-            if isinstance(event, Connected | Delivery):
-                events.append((live.clock(), event))
-            handle(event)
-
-        def expiring():
-            events.append((live.clock(), None))
-            expire()
-
-        monkeypatch.setattr(runner, "handle", handling)
-        monkeypatch.setattr(runner, "expire", expiring)
-        summary = live.run()
-        yield live, events, summary
+def test_a_live_run_replayed_in_the_simulator_makes_the_same_models(lockstep):
+    log, models = lockstep
+    machine, replayed = log.replay()
+    assert replayed == models[1:]
+    assert len({digest for _, digest in replayed}) > 5
+    assert model_of(machine) == models[-1]
+    assert told(machine) == told(log.runner.machine)
+    assert machine.progress.elapsed_s == log.runner.machine.progress.elapsed_s > 0
 
 
-def test_a_live_run_replayed_in_the_simulator_makes_the_same_models(recorded):
-    live, events, summary = recorded
-    machine = fresh(live.coordinator)
-    merges = replayed(machine, events, live.coordinator.fleet)
-    assert hashlib.sha256(machine.model.tobytes()).hexdigest() == live.final
-    assert machine.version == live.models[-1][0] == len(merges) > 5
-    assert machine.tally.received == summary["updates_received"]
-    assert machine.manifest.reason == summary["reason"]
-
-
-def test_a_run_with_one_update_left_out_makes_another_model(recorded):
+def test_a_run_with_one_update_left_out_makes_another_model(lockstep):
     """The comparison above would notice."""
-    live, events, _ = recorded
-    chosen = [
-        number
-        for number, (_, event) in enumerate(events)
-        if event is not None and "/update" in getattr(event, "topic", "")
-    ]
-    del events[chosen[0]]
-    machine = fresh(live.coordinator)
-    replayed(machine, events, live.coordinator.fleet)
-    assert hashlib.sha256(machine.model.tobytes()).hexdigest() != live.final
+    log, models = lockstep
+    first = next(number for number, (_, event) in enumerate(log.events) if "/update" in getattr(event, "topic", ""))
+    machine, replayed = log.replay(without=first)
+    assert replayed != models[1:]
+    assert model_of(machine)[1] != models[-1][1]
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_log_of_a_run_over_mosquitto_makes_the_same_models_in_the_simulator(mosquitto, tmp_path, strategy):
+    """Threads, real time, whatever order the broker makes of it: the coordinator's log is all that counts."""
+    fleet, clock, models = f"replay-{strategy}", HeldClock(), []
+    connect = over_mqtt(mosquitto)
+
+    def observe(event, _fields):
+        if event == "merge":
+            models.append(model_of(coordinator.machine))
+
+    coordinator = toy_coordinator(
+        connect,
+        tmp_path / "run",
+        fleet=fleet,
+        config=toy_config(strategy=strategy, constants=CONSTANTS.get(strategy, {}), rules=RULES),
+        clock=clock,
+        on_record=observe,
+        settings=CoordinatorSettings(linger_s=2.0, resize_interval_s=0.0),
+    )
+    log = EventLog(coordinator, clock)
+    with (
+        running(coordinator) as leading,
+        running(*(toy_device(connect, tmp_path, name, fleet=fleet) for name in PACES)),
+    ):
+        summary = leading.wait()
+    machine, replayed = log.replay()
+    assert replayed == models
+    assert len({digest for _, digest in replayed}) > 5
+    assert machine.tally.received == summary["updates_received"] >= RULES.max_pushes
+    assert told(machine) == told(coordinator.machine)
+    assert {row["device"] for row in summary["devices"]} == set(PACES)

@@ -67,7 +67,7 @@ def toy_bench(config: RunConfig, **toy: object) -> Bench:
 
 
 def toy_config(**changes: object) -> RunConfig:
-    return replace(RunConfig(task="toy", seed=3, rules=StopRules(max_pushes=12)), **changes)
+    return replace(RunConfig(task="toy", strategy="hermes", seed=3, rules=StopRules(max_pushes=12)), **changes)
 
 
 def toy_coordinator(

@@ -40,6 +40,7 @@ class Regime:
             learnt while an answer was on its way is kept, and an update is never replaced by a newer one: both would
             be needed.
         delta_down: an answer is the difference from what its device is known to hold.
+        codec_whole: with `delta_down`, of the model for a device of which that is not known.
         waits: a device does not go on alone while anybody leads, however long its answer takes: the rule of barriers.
         overlaps: a device goes on training while its answer is on the way. Needs `displaces`.
         sizes_early: `resize` is asked as soon as one device was measured; else once all that are there were.
@@ -55,6 +56,7 @@ class Regime:
     needs_base: bool = False
     displaces: bool = False
     delta_down: bool = False
+    codec_whole: Codec = "fp16"
     waits: bool = False
     overlaps: bool = False
     sizes_early: bool = False

@@ -57,6 +57,7 @@ class HermesPlusConfig:
         rate: eta.
         ema_rate: rho of the served average, per fleet round; 1 serves the model itself.
         codec_up, codec_down: of updates and answers.
+        codec_whole: of the model for a device that holds none, or one we do not know.
         delta_down: answers are differences from what the device holds.
         weights: a push counts by its device's share of the fleet's speed, or everybody's alike.
         barrier: wait for everybody before anything is merged (for comparison).
@@ -71,6 +72,7 @@ class HermesPlusConfig:
     ema_rate: float = 0.2
     codec_up: Codec = "int4"
     codec_down: Codec = "int4"
+    codec_whole: Codec = "fp16"
     delta_down: bool = True
     weights: Weights = "speed"
     barrier: bool = False
@@ -83,16 +85,18 @@ class HermesPlusConfig:
         require_number(self, "ema_rate", 1e-6, 1)
         require_option(self, "codec_up", Codec)
         require_option(self, "codec_down", Codec)
+        require_option(self, "codec_whole", Codec)
         require_option(self, "weights", Weights)
         require_whole(self, "lag_per_device", 1, 2**31)
         for name in ("delta_down", "barrier", "overlap"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"hermes-plus {name} {getattr(self, name)!r:.60} cannot be used", why="true or false")
-        if not self.delta_down and self.codec_down.startswith("topk"):
+        whole = self.codec_whole if self.delta_down else self.codec_down
+        if whole.startswith("topk") or whole == "ternary":
             raise UsageError(
-                "a whole model cannot be sent as its largest entries",
-                why="delta_down is false and codec_down is a top-k codec",
-                mend="Use codec_down fp16, int8 or int4, or leave delta_down on",
+                f"a whole model cannot be sent as {whole}",
+                why="that codec leaves entries out, which only a difference can do without",
+                mend="Use fp16, int8 or int4 for whole models",
             )
 
 
@@ -122,6 +126,7 @@ class HermesPlus(BaseStrategy[PairedGateState, CoordinatorHalf]):
             steps=config.shares.probe_steps,
             displaces=True,
             delta_down=config.delta_down,
+            codec_whole=config.codec_whole,
             waits=config.barrier,
             overlaps=config.overlap,
             sizes_early=True,
@@ -198,7 +203,7 @@ class HermesPlus(BaseStrategy[PairedGateState, CoordinatorHalf]):
     ) -> tuple[CoordinatorHalf, Mapping[DeviceId, Sizing]]:
         """Everybody by its speed."""
         rounds = state.mixing.rounds
-        shares, sizes = share_out(state.shares, reports, self.config.shares, live=len(fleet), rounds=rounds)
+        shares, sizes = share_out(state.shares, reports, self.config.shares, fleet=fleet, rounds=rounds)
         return replace(state, shares=shares), sizes
 
     def served(self, state: CoordinatorHalf, model: Params) -> Params:
@@ -239,7 +244,7 @@ class HermesPlus(BaseStrategy[PairedGateState, CoordinatorHalf]):
             rate=self.config.rate,
             ema_rate=self.config.ema_rate,
         )
-        if not (is_finite(model) and is_finite(one.velocity) and is_finite(one.average)):
+        if not all(map(is_finite, (model, one.velocity, one.gathered, one.average))):
             raise ProtocolError("finite", f"the update of {contribution.device} leads out of float32")
         return replace(state, mixing=one), model, share
 

@@ -73,7 +73,7 @@ def run_cell(
 
     def observe(event: str, fields: Mapping[str, Any]) -> None:
         if event == "merge":
-            patience.merged(fields["elapsed_s"], fields["version"], fields["loss"])
+            patience.merged(fields["elapsed_s"], fields["loss"])
 
     outcome = simulate(
         config,

@@ -59,6 +59,7 @@ class Workload:
         measure_s: the coordinator measures a model whose score the strategy did not need at most this often; 0 = each.
         plateau_s: see `ends.Plateau`.
         gantt_s: how much of the boards' timelines is kept, from the beginning.
+        validation_fraction: as in `RunConfig`: of a large set a small part is enough to steer by.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Workload:
     measure_s: float = 0.0
     plateau_s: float = 0.0
     gantt_s: float = 120.0
+    validation_fraction: float = 0.1
 
     def __post_init__(self) -> None:
         if not self.targets or list(self.targets) != sorted(set(self.targets)):
@@ -131,14 +133,17 @@ class Cell:
     seed: int
 
     def config(self) -> RunConfig:
-        """The run's settings."""
-        workload = self.setting.workload
+        """The run's settings. Rows of one's own are drawn afresh where the strategy draws afresh, as in the paper."""
+        workload, local = self.setting.workload, self.setting.dirichlet is not None
+        strategy, _ = strategies.resolve(self.row.strategy).build(self.row.constants)
         return RunConfig(
             task=workload.task,
             strategy=self.row.strategy,
             constants=self.row.constants,
             seed=self.seed,
-            data_mode="local" if self.setting.dirichlet is not None else workload.data_mode,
+            data_mode="local" if local else workload.data_mode,
+            sampling="fresh" if local and strategy.regime.sampling == "fresh" else None,
+            validation_fraction=workload.validation_fraction,
             codec=self.row.codec,
             codec_down=self.row.codec_down,
         )

@@ -72,20 +72,26 @@ class Patience:
         at_s: when it first held; None before.
     """
 
-    __slots__ = ("_best", "_limit", "_since", "_version", "at_s")
+    __slots__ = ("_best", "_limit", "_measured", "_since", "at_s")
 
     def __init__(self, limit: int) -> None:
         self.at_s: float | None = None
         self._best = math.inf
         self._limit = limit
-        self._version = 0
+        self._measured: float | None = None
         self._since = 0
 
-    def merged(self, t_s: float, version: int, loss: float | None) -> None:
-        """An update was applied; the model is at `version`, its validation loss as last measured."""
-        self._since += version - self._version
-        self._version = version
-        if loss is not None and loss < self._best:
+    def merged(self, t_s: float, loss: float | None) -> None:
+        """An update was applied; the model's validation loss as last measured.
+
+        One that was not measured anew does not count: where measuring is rare, ten merges without a look at the model
+        are no ten without a better loss.
+        """
+        if loss is None or loss == self._measured:
+            return
+        self._measured = loss
+        self._since += 1
+        if loss < self._best:
             self._best, self._since = loss, 0
         elif self.at_s is None and self._since >= self._limit:
             self.at_s = t_s

@@ -24,7 +24,7 @@ class Part:
 
 _PAPER: Final = (
     "bsp,ebsp,asp,ssp,selsync,hermes,hermes-plus,hermes-plus no gate,hermes-plus norm,hermes-plus coin,"
-    "hermes-plus T*=2,hermes-plus lean,single,bsp-tuned"
+    "hermes-plus T*=4 no gate,hermes-plus lean,single,bsp-tuned"
 )
 
 PRESETS: Final[Mapping[str, tuple[Part, ...]]] = {

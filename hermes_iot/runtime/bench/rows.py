@@ -36,16 +36,19 @@ GATES: Final = (
 )
 #: Other settings that people will want.
 VARIANTS: Final = (
-    _plus("lean", codec_up="topk5", codec_down="topk10"),
+    _plus("lean", codec_up="ternary", codec_down="ternary", codec_whole="int8"),
     _plus("T*=1", shares={"target_s": 1.0}),
-    _plus("T*=2", shares={"target_s": 2.0}),
+    _plus("T*=4", shares={"target_s": 4.0}),
     _plus("T*=8", shares={"target_s": 8.0}),
+    _plus("T*=4 no gate", shares={"target_s": 4.0}, gate={"kind": "none"}),
+    _plus("T*=1 no gate", shares={"target_s": 1.0}, gate={"kind": "none"}),
 )
 #: One part of hermes-plus switched off at a time.
 ABLATIONS: Final = (
     _plus("no gate", gate={"kind": "none"}),
     _plus("- momentum", momentum=0.0),
     _plus("- served average", ema_rate=1.0),
+    _plus("- short beginning", shares={"first_s": None}),
     _plus("- rows by speed", shares={"rows": "equal"}),
     _plus("- equal times", shares={"length": "steps"}),
     _plus("- weights by speed", weights="uniform"),

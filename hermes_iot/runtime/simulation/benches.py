@@ -1,8 +1,8 @@
 """What a simulation measures and trains with, from a task's name.
 
 Boards share one trainer: it has no state between jobs, and a simulation does one thing at a time. In local mode each
-has one of its own for an equal part of the rows, in the file's order. Here alone torch is loaded, for tasks that need
-it.
+has one of its own for an equal part of the rows, in the file's order, or, with `dirichlet`, for a part whose mixture of
+classes is its own (`training.partitions`). Here alone torch is loaded, for tasks that need it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hermes_iot.config import RunConfig
+from hermes_iot.domain import stable_int
 from hermes_iot.errors import UsageError
 from hermes_iot.protocol.messages import TaskInfo
 from hermes_iot.runtime.simulation.shelf import Shards
@@ -36,15 +37,30 @@ class Equipment:
     trainer_of: Callable[[int], Trainer]
 
 
-def equipment_of(config: RunConfig, *, devices: int, data_dir: Path | None) -> Equipment:
+def equipment_of(
+    config: RunConfig, *, devices: int, data_dir: Path | None, dirichlet: float | None = None
+) -> Equipment:
     """Load task and data, for so many boards.
 
+    Args:
+        config: the run's settings.
+        devices: how many boards.
+        data_dir: where the task's files are.
+        dirichlet: alpha of a split by class, in local mode only: small = every board knows few classes. None = equal
+            parts in the file's order.
+
     Raises:
-        UsageError: unknown task, data not to be had, or a mode the task does not know.
+        UsageError: unknown task, data not to be had, a mode the task does not know, or rows that cannot be split so.
     """
+    if dirichlet is not None and config.data_mode != "local":
+        raise UsageError(
+            f"rows that are {config.data_mode} cannot be skewed", why="no board owns them", mend="Use --data local"
+        )
     if config.task == COST:
         return _of_cost(config)
     bench = for_coordinator(config, data_dir=data_dir)
+    if dirichlet is not None:
+        return Equipment(bench=bench, trainer_of=_skewed_parts(config, bench, devices, dirichlet))
     if config.data_mode == "local":
         return Equipment(bench=bench, trainer_of=_own_parts(config, bench, devices, data_dir))
     if bench.shard_of is None:
@@ -85,6 +101,20 @@ def _own_parts(config: RunConfig, bench: Bench, devices: int, data_dir: Path | N
         return TorchTrainer(task, data, seed=config.seed, validation_fraction=config.validation_fraction, rows=rows)
 
     return trainer_of
+
+
+def _skewed_parts(config: RunConfig, bench: Bench, devices: int, alpha: float) -> Callable[[int], Trainer]:
+    """Every row is one board's; the boards share the bench's model and differ in their rows."""
+    import numpy as np  # noqa: PLC0415 - after the command line is checked
+
+    from hermes_iot.training.partitions import dirichlet  # noqa: PLC0415 - numpy
+    from hermes_iot.training.torch_trainer import TorchTrainer  # noqa: PLC0415 - torch
+
+    whole = bench.trainer
+    assert isinstance(whole, TorchTrainer)  # noqa: S101 - `for_coordinator` builds no other
+    chance = np.random.default_rng([config.seed, stable_int("dirichlet")])
+    trainers = [whole.sharing(pool=rows) for rows in dirichlet(whole.targets, devices, alpha, chance)]
+    return trainers.__getitem__
 
 
 def _trained_by(config: RunConfig, data_dir: Path | None, shards: ShardLookup) -> Trainer:

@@ -3,9 +3,9 @@
 The counterpart of `runtime.device` without threads and disk; events and effects are handled in the same order. An
 iteration is computed the moment it begins, and its result is handed to the machine when the board would have had it::
 
-    k = batch_s * slowness;   seconds = noise * k * (mini_batches + rows evaluated / (3 * batch))
+    k = batch_s * slowness;   seconds = noise * k * (mini_batches + f * rows evaluated / batch)
 
-where a forward pass of one row costs a third of training on it (the backward pass costs two), and noise is lognormal
+where a forward pass of one row costs f = 1/3 of training on it (the backward pass costs two), and noise is lognormal
 with mean 1. Power may go at any time: the machine is then gone with all it held, and a new one of a later session
 begins from what was written down, as after a real power cut.
 """
@@ -16,7 +16,6 @@ import hashlib
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Final
 
 from hermes_iot import __version__
 from hermes_iot.core.device import Device
@@ -49,9 +48,6 @@ from hermes_iot.runtime.simulation.world import World
 from hermes_iot.training.base import Trainer
 from hermes_iot.transport.base import Connected, Delivery, Disconnected, TransportEvent, Will
 
-#: Forward passes that cost as much as training on one row: forward, and backward at twice that.
-_FORWARD_SHARE: Final = 1 / 3
-
 
 class SimulatedBoard:
     """See the module.
@@ -62,6 +58,7 @@ class SimulatedBoard:
         world: what all boards share.
         batch_s: its seconds per mini-batch.
         jitter: sigma of the noise on an iteration's time.
+        forward_share: f in the module's header.
         link: its way to the broker.
         trainer: does the real training.
         timeline: notes what it does when.
@@ -79,6 +76,7 @@ class SimulatedBoard:
         world: World,
         batch_s: float,
         jitter: float,
+        forward_share: float,
         link: LinkProfile,
         trainer: Callable[[], Trainer],
         timeline: Timeline,
@@ -91,6 +89,7 @@ class SimulatedBoard:
         self._world = world
         self._batch_s = batch_s
         self._jitter = jitter
+        self._forward_share = forward_share
         self._noise = world.chance(name, "noise")
         self._losses = world.chance(name, "loss") if link.loss else None
         self._profile = link
@@ -251,7 +250,8 @@ class SimulatedBoard:
                     self._train(machine, job)
                 case Prepare(manifest=manifest):
                     self._link.use_chunks_of(manifest.chunk_bytes)
-                    self._world.clock.at(self._world.clock.now, partial(self._prepared, machine, manifest.run))
+                    ready_s = self._world.clock.now + self.group.prepare_s
+                    self._world.clock.at(ready_s, partial(self._prepared, machine, manifest.run))
                 case FetchKeyframe(parts=parts):
                     self._listen_for_keyframe(parts)
                 case ForgetKeyframe():
@@ -293,7 +293,7 @@ class SimulatedBoard:
         """See the module's header."""
         sigma = self._jitter
         noise = math.exp(sigma * float(self._noise.standard_normal()) - sigma * sigma / 2) if sigma else 1.0
-        return noise * self._batch_s * (result.mini_batches + result.evaluated * _FORWARD_SHARE / job.batch)
+        return noise * self._batch_s * (result.mini_batches + result.evaluated * self._forward_share / job.batch)
 
     @property
     def _is_empty(self) -> bool:

@@ -3,6 +3,9 @@
 Calls of one moment run in the order they were asked for, so the order of everything follows from the order of the
 calls, never from a hash or an address.
 
+A broadcast reaches a fleet's idle links at one moment, so the queue is one of moments, each with its calls: the heap
+is as long as there are different times, and a thousand calls of one time are one entry of it.
+
 A machine's deadline moves with nearly every event, mostly to later. Taking it out of a heap each time would cost the
 heap's length; a `Timer` leaves its entry where it is and, when that comes up too early, asks again. An event costs
 O(log events), whatever the fleet's size.
@@ -31,23 +34,41 @@ class VirtualClock:
     def __init__(self) -> None:
         self.now = 0.0
         self.handled = 0
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
-        self._number = 0
+        self._moments: list[float] = []  # a heap; each has its calls below
+        self._calls: dict[float, list[Callable[[], None]]] = {}
+        self._made = 0  # of the first moment's calls
 
     def __call__(self) -> float:
         """Seconds since the beginning."""
         return self.now
 
+    @property
+    def next_at(self) -> float | None:
+        """When the next call is due; None when there is none."""
+        return self._moments[0] if self._moments else None
+
     def at(self, time_s: float, call: Callable[[], None]) -> None:
         """Make this call at that time; at once, but behind what is due already, where it has passed."""
-        self._number += 1
-        heapq.heappush(self._queue, (max(time_s, self.now), self._number, call))
+        moment = max(time_s, self.now)
+        calls = self._calls.get(moment)
+        if calls is None:
+            self._calls[moment] = [call]
+            heapq.heappush(self._moments, moment)
+        else:
+            calls.append(call)
 
     def step(self) -> bool:
         """Go on to the next call and make it; False when there is none."""
-        if not self._queue:
+        if not self._moments:
             return False
-        self.now, _, call = heapq.heappop(self._queue)
+        self.now = self._moments[0]
+        calls = self._calls[self.now]
+        call = calls[self._made]
+        self._made += 1
+        if self._made == len(calls):  # what is asked for now from here on makes a moment anew, behind this last call
+            self._made = 0
+            del self._calls[self.now]
+            heapq.heappop(self._moments)
         self.handled += 1
         call()
         return True

@@ -90,8 +90,7 @@ class Ledger:
 
     def note(self, now: float, who: str, what: str, content: bytes = b"") -> None:
         """Something happened; all of it goes into the log's hash."""
-        head = _HEAD.pack(now, len(who), len(what), len(content))
-        self._log.update(b"".join((head, who.encode(), what.encode(), content)))
+        self._log.update(_HEAD.pack(now, len(who), len(what), len(content)) + f"{who}{what}".encode() + content)
 
     def _kind(self, topic: str) -> Kind:
         kind = self._kinds.get(topic)

@@ -73,6 +73,15 @@ class Network:
         self.ledger = ledger
         self.broker = MemoryBroker(clock=clock)
         self._timer = Timer(clock, self._expire)
+        self._weighed: tuple[str, bytes, int] = ("", b"", 0)
+
+    def weight_of(self, delivery: Delivery) -> int:
+        """Bytes of a delivery's packet. One said to everybody is weighed once."""
+        topic, payload, size = self._weighed
+        if payload is not delivery.payload or topic != delivery.topic:
+            size = publish_packet_bytes(delivery.topic, delivery.payload, qos=1, expiry_s=None)
+            self._weighed = delivery.topic, delivery.payload, size
+        return size
 
     def beside(self, client_id: str, will: Will) -> MemoryTransport:
         """A client on the broker's own machine."""
@@ -173,9 +182,7 @@ class LinkTransport:
 
     def _deliver(self, event: TransportEvent) -> None:
         """The broker has something for this client: it is on its way."""
-        size = (
-            publish_packet_bytes(event.topic, event.payload, qos=1, expiry_s=None) if isinstance(event, Delivery) else 0
-        )
+        size = self._network.weight_of(event) if isinstance(event, Delivery) else 0
         self._clock.at(self._down.transfer(size, now=self._clock.now), partial(self._come, event, size))
 
     def _come(self, event: TransportEvent, size: int) -> None:

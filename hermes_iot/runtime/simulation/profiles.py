@@ -29,6 +29,8 @@ _PLACES: Final = (
     Path(__file__).resolve().parents[2] / "profiles",
 )
 DEVICES_MAX: Final = 100_000
+#: Forward passes that cost as much as training on one row: forward, and backward at twice that.
+FORWARD_SHARE: Final = 1 / 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +99,20 @@ class Battery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stay:
+    """One time a board has power: from when to when (None = to the end), and whether it leaves in good order."""
+
+    from_s: float
+    until_s: float | None = None
+    orderly: bool = True
+
+    def __post_init__(self) -> None:
+        _check_not_negative("stay", from_s=self.from_s)
+        if self.until_s is not None and not self.until_s > self.from_s:
+            raise UsageError(f"a stay from {self.from_s:g} s ends at {self.until_s:g} s", why="it must end later")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """Boards that are alike.
 
@@ -108,6 +124,9 @@ class Group:
         memory_rows_max: the most rows a board takes; 0 = not limited.
         join_at_s: when it gets power for the first time.
         leave_at_s, crash_at_s: when it leaves in good order, or without a word; None = never.
+        prepare_s: until it has loaded task and data, each time it gets power.
+        stays: when it has power, where all of that is known; instead of the three above.
+        names: the boards' own names instead of numbers.
     """
 
     name: str
@@ -122,10 +141,17 @@ class Group:
     availability: Availability | None = None
     battery: Battery | None = None
     link: LinkOverrides | None = None
+    prepare_s: float = 0.0
+    stays: tuple[Stay, ...] = ()
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"group {self.name!r}"
         check_name("group", self.name)
+        for name in self.names:
+            check_name("board", name)
+        if self.names and len(self.names) != self.count:
+            raise UsageError(f"{where}: {len(self.names)} names for {self.count} boards", mend="Name all, or none")
         if not 1 <= self.count <= DEVICES_MAX:
             raise UsageError(f"{where}: count is {self.count}", why=f"it is a whole number from 1 to {DEVICES_MAX}")
         _check_above_zero(where, slowness=self.slowness)
@@ -135,6 +161,7 @@ class Group:
             jitter=self.jitter or 0.0,
             memory_rows_max=self.memory_rows_max,
             join_at_s=self.join_at_s,
+            prepare_s=self.prepare_s,
             leave_at_s=self.leave_at_s or 0.0,
             crash_at_s=self.crash_at_s or 0.0,
         )
@@ -142,6 +169,8 @@ class Group:
     @property
     def devices(self) -> Iterator[str]:
         """The boards' names."""
+        if self.names:
+            return iter(self.names)
         width = len(str(self.count))
         return (f"{self.name}-{number:0{width}}" for number in range(1, self.count + 1))
 
@@ -153,6 +182,8 @@ class FleetProfile:
     Attributes:
         batch_s: seconds of one mini-batch at slowness 1.
         jitter: of the groups that name none.
+        forward_share: what a forward pass of one row costs, in trainings of one; 0 where `batch_s` was measured with
+            all that an iteration does counted in.
         task: what this fleet trains unless a person says otherwise; "" = no opinion.
         name: of the file.
     """
@@ -160,12 +191,13 @@ class FleetProfile:
     batch_s: float
     groups: tuple[Group, ...]
     jitter: float = 0.0
+    forward_share: float = FORWARD_SHARE
     task: str = ""
     name: str = "fleet"
 
     def __post_init__(self) -> None:
         _check_above_zero("fleet", batch_s=self.batch_s)
-        _check_not_negative("fleet", jitter=self.jitter)
+        _check_not_negative("fleet", jitter=self.jitter, forward_share=self.forward_share)
         names = [group.name for group in self.groups]
         if not names:
             raise UsageError("the fleet has no groups", mend="Give at least one [[groups]]")
@@ -203,7 +235,12 @@ def shipped(kind: str) -> tuple[str, ...]:
     return tuple(sorted({path.stem for place in _PLACES for path in (place / kind).glob("*.toml")}))
 
 
-_GROUP_TABLES: Final[Mapping[str, type]] = {"availability": Availability, "battery": Battery, "link": LinkOverrides}
+_GROUP_TABLES: Final[Mapping[str, type]] = {
+    "availability": Availability,
+    "battery": Battery,
+    "link": LinkOverrides,
+    "stays": Stay,
+}
 _FLEET_TABLES: Final[Mapping[str, type]] = {"groups": Group}
 
 

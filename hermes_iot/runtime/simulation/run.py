@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -34,7 +35,7 @@ from hermes_iot.training.base import Trainer
 _STRETCHES_IN_ALL: Final = 200_000
 
 #: Net allocations between two looks for cycles.
-_ALLOCATIONS: Final = 100_000
+_ALLOCATIONS: Final = 500_000
 
 Observe = Callable[[str, Mapping[str, Any]], None]
 
@@ -124,6 +125,7 @@ class _Simulation:
             score=lambda params: bench.trainer.score(params, config.score_on),
             settings=replace(
                 settings,
+                checkpoint_interval_s=math.inf,  # they would be thrown away
                 rules=config.rules,
                 first=first_size(config, bench, strategy.regime, settings.first),
                 lag_max=config.lag_max,
@@ -144,6 +146,7 @@ class _Simulation:
             world=self._world,
             batch_s=self._fleet.batch_s * group.slowness * own,
             jitter=self._fleet.jitter if group.jitter is None else group.jitter,
+            forward_share=self._fleet.forward_share,
             link=group.link.over(link) if group.link is not None else link,
             trainer=partial(trainer_of, number),
             timeline=Timeline(most=max(20, min(STRETCHES_MAX, _STRETCHES_IN_ALL // self._fleet.devices))),
@@ -167,6 +170,12 @@ class _Simulation:
     def _plan(self, board: SimulatedBoard) -> None:
         """A board's comings and goings that are known beforehand."""
         clock, group = self._world.clock, board.group
+        for stay in group.stays:
+            clock.at(stay.from_s, board.power_on)
+            if stay.until_s is not None:
+                clock.at(stay.until_s, board.leave if stay.orderly else board.power_off)
+        if group.stays:
+            return
         clock.at(group.join_at_s, board.power_on)
         if group.leave_at_s is not None:
             clock.at(group.leave_at_s, board.leave)

@@ -174,6 +174,7 @@ def test_constants_out_of_range_are_refused(wrong):
         Config(**wrong)
 
 
-def test_a_whole_model_is_not_sent_as_its_largest_entries():
-    with pytest.raises(UsageError, match="largest entries"):
-        Config(delta_down=False, codec_down="topk10")
+@pytest.mark.parametrize("wrong", [{"delta_down": False, "codec_down": "topk10"}, {"codec_whole": "ternary"}], ids=str)
+def test_a_whole_model_is_not_sent_without_some_of_its_entries(wrong):
+    with pytest.raises(UsageError, match="whole model cannot be sent as"):
+        Config(**wrong)

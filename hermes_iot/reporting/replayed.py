@@ -1,0 +1,85 @@
+"""A recorded run beside what the simulator made of the same fleet under other settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from hermes_iot.reporting.summary import DEVICES_MAX, WIDTH_MAX
+from hermes_iot.reporting.terminal import Printable, clean, shorten
+from hermes_iot.reporting.units import NOTHING, format_bytes, format_loss, format_seconds, format_share
+
+_NAME_MAX: Final = 20
+_ROWS: Final[Sequence[tuple[str, str, Callable[[Any], str]]]] = (
+    ("local iterations", "iterations", "{:,}".format),
+    ("updates published", "updates_published", "{:,}".format),
+    ("updates applied", "updates_applied", "{:,}".format),
+    ("bytes up", "bytes_up", format_bytes),
+    ("bytes down", "bytes_down", format_bytes),
+    ("accuracy", "accuracy", format_share),
+    ("loss", "loss", format_loss),
+    ("time", "wall_s", format_seconds),
+)
+
+
+def compare(document: Mapping[str, Any], console: Console) -> None:
+    """Print the comparison.
+
+    Args:
+        document: a simulation's, with ``recorded``, ``left_out`` and perhaps ``regate``.
+        console: where.
+    """
+    before = document["recorded"]
+    table = _table("", "recorded", "simulated", "change")
+    table.add_row("strategy", clean(before["strategy"], 40), clean(document["strategy"], 40), "")
+    for word, name, shown in _ROWS:
+        table.add_row(word, shown(before[name]), shown(document[name]), _change(before[name], document[name]))
+    table.add_row("ended by", clean(before["reason"], 40), clean(document["reason"], 40), "")
+    parts: list[RenderableType] = [
+        Padding(Text(f"Recorded run {clean(before['run'])} beside it", style="bold cyan"), (1, 0, 0, 0)),
+        Padding(table, (0, 0, 0, 2)),
+        _note("bytes are those the devices counted, control included; accuracy and loss are on the test rows"),
+    ]
+    if document["left_out"]:
+        names = ", ".join(clean(name) for name in document["left_out"][:DEVICES_MAX])
+        parts.append(_note(f"left out, as nobody measured their speed: {names}"))
+    if "regate" in document:
+        parts += _regate(document["regate"])
+    console.print(Printable(Group(*parts)), width=min(console.width, WIDTH_MAX))
+
+
+def _change(before: float | None, after: float | None) -> str:
+    if before is None or after is None or not before:
+        return NOTHING
+    return f"{after / before - 1:+.0%}"
+
+
+def _regate(found: Mapping[str, Any]) -> list[RenderableType]:
+    """The gate alone, fed with the recorded losses."""
+    table = _table("device", "recorded iterations", "published", "this gate", "both")
+    names = ("recorded", "published", "would_publish", "both")
+    for one in found["devices"][:DEVICES_MAX]:
+        table.add_row(shorten(clean(one["device"]), _NAME_MAX), *(f"{one[name]:,}" for name in names))
+    table.add_row("all", *(f"{found[name]:,}" for name in names), style="bold")
+    lost = f"; {found['missing']:,} iterations were not recorded" if found["missing"] else ""
+    return [
+        Padding(Text("This gate on the recorded losses, nothing trained anew", style="bold cyan"), (1, 0, 0, 0)),
+        Padding(table, (0, 0, 0, 2)),
+        _note(f"after the first difference the losses would have been others{lost}"),
+    ]
+
+
+def _table(*words: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for number, word in enumerate(words):
+        table.add_column(word, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def _note(words: str) -> RenderableType:
+    return Padding(Text(words, style="dim"), (0, 0, 0, 2))

@@ -1,0 +1,132 @@
+"""Devices that wait for others: answered once, when it is time, and never left waiting for one that is gone."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from hermes_iot.algorithms.strategies.base import BaseStrategy, Decision, Merged, Regime, StateDump
+from hermes_iot.algorithms.strategies.bsp import Config, build_strategy
+from hermes_iot.core.effects import Train
+from hermes_iot.protocol.messages import Ack, Command, Model, Request, Response
+from tests.core.hand import Board, Desk, birth, death, model, of, offline, sent, state, update
+
+BSP = build_strategy(Config())
+
+
+def desk(*names):
+    one = Desk(BSP).up()
+    for name in names:
+        one.hear(birth(), name)
+    return one
+
+
+def answered(effects):
+    return sorted((one.device, one.message.seq) for one in effects if isinstance(getattr(one, "message", None), Model))
+
+
+def test_everybody_is_answered_when_the_last_one_has_pushed():
+    one = desk("a", "b", "c")
+    assert answered(one.hear(update(value=1.0), "a")) == []
+    assert answered(one.hear(update(value=2.0), "b")) == []
+    assert answered(one.hear(update(value=6.0), "c")) == [("a", 1), ("b", 1), ("c", 1)]
+    assert one.machine.model[0] == pytest.approx(3.0)
+    assert one.machine.version == 1
+
+
+def test_a_repeated_update_is_acked_and_not_answered_before_its_time():
+    one = desk("a", "b")
+    one.hear(update(), "a")
+    effects = one.hear(update(), "a")
+    assert (answered(effects), [ack.outcome for ack in sent(effects, Ack)]) == ([], ["duplicate"])
+    assert answered(one.hear(update(), "b")) == [("a", 1), ("b", 1)]
+    assert answered(one.hear(update(), "a")) == [("a", 1)]  # its answer was lost: now it may be said again
+
+
+def test_who_waits_and_asks_for_a_model_goes_on_waiting():
+    one = desk("a", "b")
+    one.hear(update(), "a")
+    request = Request(run="run-a", session=1, want="model")
+    assert answered(one.hear(request, "a")) == []
+    assert answered(one.hear(request, "b")) == [("b", 0)]
+
+
+def test_who_restarts_while_it_waits_is_answered_when_it_asks():
+    one = desk("a", "b")
+    one.hear(update(), "a")
+    one.hear(birth(session=2), "a")
+    assert answered(one.hear(Request(run="run-a", session=2, want="model"), "a")) == [("a", 0)]
+
+
+def test_one_that_leaves_is_awaited_no_longer():
+    one = desk("a", "b")
+    one.hear(update(), "a")
+    assert answered(one.hear(death(), "b")) == [("a", 1)]
+
+
+def test_one_that_is_paused_is_awaited_no_longer():
+    one = desk("a", "b")
+    one.hear(update(), "a")
+    assert answered(one.hear(state(phase="paused"), "b")) == [("a", 1)]
+
+
+def test_a_device_waits_for_a_barrier_as_long_as_somebody_leads():
+    one = Board(BSP, alone_after_s=15.0).at_work()
+    one.trained()
+    assert not of(one.wait(3600.0), Train)
+    assert of(one.tell(model(version=1, session=1, seq=1)), Train)
+
+
+def test_without_a_leader_nobody_waits():
+    one = Board(BSP, alone_after_s=15.0).at_work()
+    one.trained()
+    assert of(one.tell(offline()), Train)
+
+
+@dataclass(frozen=True)
+class Summons(BaseStrategy):
+    """Never pushes of itself; the first update summons everybody else, for one iteration each."""
+
+    @property
+    def regime(self):
+        return Regime(codec_up="fp32", codec_down="fp32")
+
+    def device_start(self, _initial):
+        return ()
+
+    def observe(self, state, _trained, _origin):
+        return state, Decision(push=False, why="no")
+
+    def contribution(self, state, *, base, params):
+        del base
+        return state, params
+
+    def coordinator_start(self, _initial):
+        return ()
+
+    def merge(self, state, _model, contribution, fleet, _score):
+        others = tuple(device for device in fleet if device != contribution.device)
+        mine = (contribution.device,)
+        return state, Merged(model=contribution.vector, reply_to=mine, iterations={mine[0]: 3}, summon=others)
+
+    def dump(self, _state):
+        return StateDump()
+
+
+def test_a_strategy_may_summon_devices_and_say_how_long_to_go_on():
+    one = Desk(Summons()).up()
+    for name in ("a", "b"):
+        one.hear(birth(), name)
+    effects = one.hear(update(), "a")
+    assert [
+        (each.device, each.message.name) for each in effects if isinstance(getattr(each, "message", None), Command)
+    ] == [("b", "push")]
+    (answer,) = sent(effects, Model)
+    assert answer.iterations == 3
+
+
+def test_a_summoned_device_pushes_at_the_end_of_its_iteration_and_says_yes():
+    one = Board(Summons()).at_work()
+    assert not sent(one.trained(), type(update()))
+    (answer,) = sent(one.command("push"), Response)
+    assert answer.status == "ok"
+    assert len(sent(one.trained(), type(update()))) == 1
