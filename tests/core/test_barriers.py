@@ -57,6 +57,16 @@ def test_who_restarts_while_it_waits_is_answered_when_it_asks():
     assert answered(one.hear(Request(run="run-a", session=2, want="model"), "a")) == [("a", 0)]
 
 
+def test_a_line_that_breaks_and_comes_back_makes_nobody_impatient():
+    one = desk("a", "b", "c")
+    one.hear(update(), "a")
+    one.hear(death(), "a")
+    one.hear(birth(), "a")  # the same life: it still waits
+    assert answered(one.hear(Request(run="run-a", session=1, want="model"), "a")) == []
+    one.hear(update(), "b")
+    assert answered(one.hear(update(), "c")) == [("a", 1), ("b", 1), ("c", 1)]
+
+
 def test_one_that_leaves_is_awaited_no_longer():
     one = desk("a", "b")
     one.hear(update(), "a")
