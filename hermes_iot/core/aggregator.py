@@ -135,7 +135,7 @@ class Aggregator:
         contribution = Contribution(
             device=member.device,
             vector=vector,
-            base=self.model.base(update.base_version),
+            base=self.model.base(member.device, update.base),
             lag=lag,
             samples=update.samples,
             iterations=update.iterations,

@@ -1,9 +1,10 @@
 """The fleet's model: its vector, its version, its score, and the bytes it travels as.
 
 It is encoded once per version, however many devices are answered with it. Two kinds of strategy need to know what a
-device holds, which is what came out of the codec: one whose updates are displacements from it (`base`, by version),
-and one whose answers are differences from it (`answer`, by digest). An answer as a difference leaves out nothing for
-good: what its codec cuts off is part of the next one.
+device holds, which is what came out of the codec: one whose updates are displacements from it (`base`), and one whose
+answers are differences from it (`answer`). Both go by digest and never by version: a coordinator that came back from an
+older checkpoint gives the same numbers to other models. An answer as a difference leaves out nothing for good: what its
+codec cuts off is part of the next one.
 
 What is known of devices is bounded and lives no longer than this process. A device whose vector is not known (any
 more) is answered with the whole model, in fp16.
@@ -26,6 +27,7 @@ from hermes_iot.protocol.messages import Model, RunManifest
 K = TypeVar("K")
 V = TypeVar("V")
 
+#: Whole models that somebody may still hold.
 BASES_MAX: Final = 64
 
 #: Vectors that devices are known to hold take at most this much; the one used longest ago gives way.
@@ -66,7 +68,6 @@ class GlobalModel:
         self._codec_down = manifest.codec_down
         self._codec: Codec = regime.codec_whole if regime.delta_down else manifest.codec_down
         self._regime = regime
-        self._bases: OrderedDict[int, Params] = OrderedDict()
         self._views: OrderedDict[DeviceId, View] = OrderedDict()
         self._wholes: OrderedDict[str, View] = OrderedDict()
         self._whole: Encoded | None = None
@@ -82,9 +83,10 @@ class GlobalModel:
         self._whole = None
         self._differences.clear()
 
-    def base(self, version: int) -> Params | None:
-        """What a device holds that was sent this version; None when that is not known (any more)."""
-        return self._bases.get(version)
+    def base(self, device: DeviceId, digest: str) -> Params | None:
+        """The vector of shape (P,) that a device holds by the digest it names; None when it is not known (any more)."""
+        view = self._held(device, digest) if self._regime.needs_base else None
+        return view.vector if view is not None else None
 
     def whole(self, session: int = 0, seq: int = 0) -> Model:
         """The keyframe, or the whole model as an answer."""
@@ -100,7 +102,7 @@ class GlobalModel:
         encoded = self._difference(view) if view is not None else None
         known = base if encoded is not None else ""
         encoded = encoded or self._packed()
-        if encoded.view is not None:
+        if encoded.view is not None and self._regime.delta_down:
             self._remember(device, encoded.view)
         return self._message(encoded, session=session, seq=seq, base=known, iterations=iterations)
 
@@ -153,10 +155,8 @@ class GlobalModel:
             body, view = pack(self.vector, self._codec), None
             if self._regime.needs_base or self._regime.delta_down:
                 vector = unpack(body, self._codec, self.vector.size)
-                _keep(self._bases, self.version, vector)
-                if self._regime.delta_down:
-                    view = View(vector=vector, sha256=sha256(vector))
-                    _keep(self._wholes, view.sha256, view)
+                view = View(vector=vector, sha256=sha256(vector))
+                _keep(self._wholes, view.sha256, view)
             self._whole = Encoded(codec=self._codec, body=body, view=view)
         return self._whole
 

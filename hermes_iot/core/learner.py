@@ -45,7 +45,7 @@ class Learner:
     Attributes:
         regime: what the strategy asks of the run.
         base, base_version, base_sha256: the model last received; None before the first. The digest is kept only where
-            answers are differences.
+            updates or answers are made from it.
         iterations, published, mini_batches, diverged: counters of this process in this run.
         since_push, steps_since_push: local iterations and mini-batches that the next push would stand for.
         decision, loss: of the newest iteration.
@@ -111,7 +111,7 @@ class Learner:
             self.since_push = self.steps_since_push = 0
         self.base = self._origin = vector
         self.base_version = version
-        if self.regime.delta_down:
+        if self.regime.delta_down or self.regime.needs_base:
             self.base_sha256 = sha256(vector)
         self._walked_at_base = self._walked
         self._arrived = None

@@ -304,7 +304,7 @@ class Update:
         loss: the device's own test loss. Reported for people; the coordinator measures for itself.
         samples, mini_batches, train_s: of the newest iteration; `iterations`: local iterations since the last push.
         steps: mini-batches since the last push.
-        base: SHA-256 of the vector the device last received, where an answer may be a difference from it.
+        base: SHA-256 of the vector the device last received, where this update is made from it or an answer may be.
     """
 
     run: Name

@@ -587,7 +587,7 @@ class Audit:
         assert tally.received == self.updates
         assert tally.received == tally.applied + tally.duplicate + tally.stale + tally.rejected
         assert np.isfinite(machine.model).all()
-        assert len(machine._aggregator.model._bases) <= 64
+        assert len(machine._aggregator.model._wholes) <= 64
         assert len(machine.members) <= machine.settings.devices_max
         shards = machine._assigner.allotment.shards()
         assert len(shards) <= 2 * max(1, len(machine.members))

@@ -9,8 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from hermes_iot.algorithms.compression import unpack
 from hermes_iot.algorithms.gate import GateConfig
 from hermes_iot.algorithms.strategies.hermes import Hermes, HermesConfig
+from hermes_iot.algorithms.trees import sha256
 from hermes_iot.core.coordinator import Restored
 from hermes_iot.core.effects import Checkpoint, Quit, SendKeyframe
 from hermes_iot.core.stopping import StopRules
@@ -319,25 +321,46 @@ def test_a_future_base_is_no_lag():
     assert recorded(desk.hear(update(base_version=99)), "merge")[0]["lag"] == 0
 
 
-def test_a_displacement_from_an_unknown_base_is_refused_and_answered():
+@pytest.mark.parametrize("base", ["", sha256(vector(7.0))])
+def test_a_displacement_from_an_unknown_base_is_refused_and_answered(base):
     desk = Desk(DELTA).up()
     desk.hear(birth())
-    effects = desk.hear(update(base_version=7))
+    effects = desk.hear(update(base=base))
     assert sent(effects, Ack)[0].reason == "base"
     assert sent(effects, Model)[0].version == 0
-    effects = desk.hear(update(2, value=1.5, base_version=0))
+    effects = desk.hear(update(2, value=1.5, base=sha256(vector(0.0))))
     assert sent(effects, Ack)[0].outcome == "applied"
     assert np.array_equal(desk.machine.model, vector(1.5))
+
+
+def test_a_base_whose_version_was_given_to_another_model_is_not_known():
+    """Version 1 was (2, 2, ...) before the restart and is (1, 1, ...) now: a displacement from the one is lost."""
+    desk = Desk(DELTA)
+    before = restored_from(desk, desk.machine.connected(now=desk.now))
+    desk.hear(birth())
+    desk.hear(update(value=2.0, base=sha256(vector(0.0))))
+    assert (desk.machine.version, desk.machine.model[0]) == (1, 2.0)
+    desk = Desk(DELTA, restored=before).up()
+    desk.hear(birth())
+    desk.hear(update(value=1.0, base=sha256(vector(0.0))), "other")
+    effects = desk.hear(update(2, value=0.5, base_version=1, base=sha256(vector(2.0))))
+    assert sent(effects, Ack)[0].reason == "base"
+    assert np.array_equal(unpack(sent(effects, Model)[0].body, "fp32", 4), vector(1.0))
+    assert (desk.machine.version, desk.machine.model[0]) == (1, 1.0)
 
 
 def test_bases_are_kept_for_a_bounded_number_of_versions():
     desk = Desk(DELTA).up()
     desk.hear(birth())
+    digests = [sha256(vector(0.0))]
     for seq in range(1, 101):
-        desk.hear(update(seq, value=0.001, base_version=seq - 1))
+        desk.hear(update(seq, value=0.001, base_version=seq - 1, base=digests[-1]))
+        digests.append(sha256(desk.machine.model))
     assert desk.machine.version == 100
-    assert sent(desk.hear(update(101, base_version=100 - 63)), Ack)[0].outcome == "applied"
-    assert sent(desk.hear(update(102, base_version=20)), Ack)[0].reason == "base"
+    assert len(set(digests)) == 101
+    kept = update(101, base_version=100 - 63, base=digests[100 - 63])
+    assert sent(desk.hear(kept), Ack)[0].outcome == "applied"
+    assert sent(desk.hear(update(102, base_version=20, base=digests[20])), Ack)[0].reason == "base"
 
 
 def test_an_update_without_a_finite_loss_leaves_everything_as_it_was():

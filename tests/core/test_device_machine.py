@@ -11,6 +11,7 @@ import pytest
 
 from hermes_iot.algorithms.gate import GateConfig
 from hermes_iot.algorithms.strategies.hermes import Hermes, HermesConfig
+from hermes_iot.algorithms.trees import sha256
 from hermes_iot.core.effects import (
     FetchKeyframe,
     FindShard,
@@ -260,6 +261,21 @@ def test_an_answer_proves_the_update_was_handled_even_if_the_ack_is_lost():
     board.tell(model(1, session=1, seq=1))
     assert board.machine.part.outbox.update is None
     assert board.machine.part.outbox.retry.deadline is None
+
+
+@pytest.mark.parametrize(("pushed", "named"), [("delta", sha256(vector(1.0))), ("model", "")])
+def test_an_update_made_from_the_model_received_names_it_by_digest(pushed, named):
+    board = Board(Hermes(HermesConfig(gate=GateConfig(max_age=1), pushed=pushed))).at_work()
+    assert sent(board.trained(), Update)[0].base == named
+
+
+def test_gradients_pushed_without_an_answer_are_counted_once():
+    """From 1 to 2, and alone on to 4: 1 pushed, then 3 in all."""
+    board = Board(Hermes(HermesConfig(gate=GateConfig(max_age=1), pushed="gradients")), alone_after_s=15.0).at_work()
+    (first,) = sent(board.trained(2.0), Update)
+    board.wait(15.0)
+    (second,) = sent(board.trained(4.0), Update)
+    assert (first.body, second.body) == (body(1.0), body(3.0))
 
 
 def test_without_an_answer_it_goes_on_alone_and_the_newest_update_replaces_the_older():

@@ -66,10 +66,19 @@ class HermesConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceHalf:
-    """The gate's memory, and where the device has moved since the run began (only kept when that is pushed)."""
+    """A device's memory.
+
+    Attributes:
+        gate: its own.
+        moved: the sum of all displacements pushed since the run began, shape (P,); only where that sum is what is pushed.
+        counted: how far of the present course is in `moved`: the model of the newest push, shape (P,), while no answer
+            has come to it; None where the course begins at the model received. A device that goes on alone would
+            otherwise count once more what it has pushed.
+    """
 
     gate: GateState
     moved: Params | None
+    counted: Params | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,18 +106,24 @@ class Hermes(BaseStrategy[DeviceHalf, CoordinatorHalf]):
         moved = np.zeros_like(initial) if self.config.pushed == "gradients" else None
         return DeviceHalf(gate=start(self.config.gate), moved=moved)
 
+    def adopted(self, state: DeviceHalf, received: Params, *, iterations: int) -> DeviceHalf:  # noqa: ARG002
+        """A new course begins there."""
+        return replace(state, counted=None)
+
     def observe(self, state: DeviceHalf, trained: Trained, origin: Params) -> tuple[DeviceHalf, Decision]:  # noqa: ARG002
-        """The loss gate."""
+        """The loss gate. Divergence sends the device back to the model received: a new course too."""
         gate, verdict = observe(state.gate, trained.loss, self.config.gate)
         decision = Decision(push=verdict.fire, why=verdict.reason, z=verdict.z, threshold=verdict.threshold)
-        return replace(state, gate=gate), decision
+        counted = state.counted if math.isfinite(trained.loss) else None
+        return replace(state, gate=gate, counted=counted), decision
 
     def contribution(self, state: DeviceHalf, *, base: Params, params: Params) -> tuple[DeviceHalf, Params]:
         """What `pushed` says. A difference or a sum may overflow to infinity; whoever asked looks."""
         with np.errstate(over="ignore", invalid="ignore"):
             if state.moved is not None:
-                moved = fold_displacement(state.moved, params, base)
-                return replace(state, moved=moved), moved
+                start = base if state.counted is None else state.counted
+                moved = fold_displacement(state.moved, params, start)
+                return replace(state, moved=moved, counted=params), moved
             return state, params - base if self.config.pushed == "delta" else params
 
     def coordinator_start(self, initial: Params) -> CoordinatorHalf:

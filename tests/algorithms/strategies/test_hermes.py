@@ -103,9 +103,32 @@ def test_what_is_pushed_as_gradients_adds_up_over_the_pushes():
     state, sent = strategy.contribution(state, base=START, params=vector(3, 4))
     assert np.array_equal(sent, vector(2, 3))
     # It goes on from the global model (10, 10), but the sum does not know of that.
+    state = strategy.adopted(state, vector(10, 10), iterations=0)
     state, sent = strategy.contribution(state, base=vector(10, 10), params=vector(11, 8))
     assert np.array_equal(sent, vector(3, 1))
     assert np.array_equal(state.moved, vector(3, 1))
+
+
+def test_who_goes_on_alone_pushes_no_gradient_twice():
+    """Two pushes from one received model, at 3 and then at 4: one step of 2 and one of 1, never 2 + 3."""
+    strategy = hermes("gradients")
+    state = strategy.device_start(START)
+    state, sent = strategy.contribution(state, base=START, params=vector(3, 3))
+    assert np.array_equal(sent, vector(2, 2))
+    state, _ = strategy.observe(state, trained(0.5, 4, 4), START)
+    state, sent = strategy.contribution(state, base=START, params=vector(4, 4))
+    assert np.array_equal(sent, vector(3, 3))
+    state = strategy.adopted(state, vector(10, 10), iterations=0)
+    state, sent = strategy.contribution(state, base=vector(10, 10), params=vector(11, 10))
+    assert np.array_equal(sent, vector(4, 3))
+
+
+def test_after_a_divergence_gradients_count_from_the_model_received():
+    strategy = hermes("gradients")
+    state, _ = strategy.contribution(strategy.device_start(START), base=START, params=vector(3, 3))
+    state, _ = strategy.observe(state, trained(math.nan), START)
+    _, sent = strategy.contribution(state, base=START, params=vector(2, 2))
+    assert np.array_equal(sent, vector(3, 3))  # 2 pushed before, 1 now
 
 
 def test_a_difference_too_large_for_float32_is_infinite_and_warns_nobody():
