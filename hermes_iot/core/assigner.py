@@ -110,7 +110,6 @@ class Assigner:
             now=now,
             patience_s=self._settings.measure_patience_s,
             early=self._early,
-            pace_s=len(self._roster.members) * self._settings.announce_s_per_device,
         )
         return found or {}
 
@@ -131,9 +130,10 @@ class Assigner:
         return effects
 
     def reclaim(self) -> None:
-        """Rows of devices that are gone may be given to others; a device that comes back is allotted anew."""
+        """Rows of devices that are gone or silent may be given to others; one that comes back is allotted anew."""
         for member in self._roster:
-            if not member.online and not member.reissue and self.allotment.release(member.device):
+            idle = not member.online or member.silent
+            if idle and not member.reissue and self.allotment.release(member.device):
                 member.reissue = True
 
     def _fitted(self, member: Member, size: Sizing) -> Sizing:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from hermes_iot.algorithms.strategies.base import Merged, ScoreOf, Strategy
-from hermes_iot.core import records, snapshot
+from hermes_iot.core import patience, records, snapshot
 from hermes_iot.core.aggregator import Aggregator
 from hermes_iot.core.allotment import ShardOf
 from hermes_iot.core.assigner import Assigner
@@ -28,11 +28,11 @@ from hermes_iot.core.settings import CoordinatorSettings
 from hermes_iot.core.snapshot import Restored
 from hermes_iot.core.stopping import Progress, reason_to_stop
 from hermes_iot.core.summary import summary_of
+from hermes_iot.core.summons import Summons
 from hermes_iot.core.tally import Tally
 from hermes_iot.domain import DeviceId, Params, Score
 from hermes_iot.protocol.messages import (
     Ack,
-    Command,
     CoordinatorStatus,
     DeviceState,
     DeviceStatus,
@@ -78,6 +78,7 @@ class Coordinator:
             manifest, strategy, initial, score, fleet=self._roster.live, measure_s=settings.measure_interval_s
         )
         self._status = replace(status, run=manifest.run)
+        self._summons = Summons(session=status.session, first_s=settings.retry_s, most_s=settings.retry_max_s)
         self._watch = Stopwatch(started_at=now, limit_s=settings.rules.max_wall_s)
         self._connected = False
         self._keyframe_version = -1
@@ -131,6 +132,8 @@ class Coordinator:
         """A (re)connection is up. The coordinator owns all retained state: publish every bit of it again."""
         self._connected = True
         self._tick(now)
+        for member in self._roster:  # while nobody could be heard, nobody was silent
+            member.worked_at = now
         if self.finished:  # it ended while nobody could be told: the devices' time to answer begins now
             self._linger_until = now + self.settings.linger_s
         # A run is on disk before any device hears of it: what it is told must not be told otherwise after a crash.
@@ -163,11 +166,8 @@ class Coordinator:
             if self._roster.full:
                 return self.malformed(device, ROUTES[type(message)].channel, "devices")
         member = self._roster.admit(device)
-        member.heard_at = now
         effects = self._listen(member, message, now)
-        if self._roster.note(member):
-            effects += self._fleet_changed()
-        return [*effects, *self.expire(now=now)]
+        return [*effects, *self._attend(member, now), *self.expire(now=now)]
 
     def stop(self, *, now: float) -> list[Effect]:
         """Leave in good order; the run stays unfinished and can be resumed."""
@@ -200,15 +200,14 @@ class Coordinator:
         if self.finished:
             over = self._all_said(now) if self._connected else now >= self._farewell_until
             return self._leave(self.manifest.reason, now) if over else []
+        effects = self._look_around(now) if self._connected and self._status_pace.due(now=now) else []
         reason = reason_to_stop(self.settings.rules, self.progress)
         if reason is not None:
-            return self.finish(reason, now=now)
-        effects: list[Effect] = []
+            return [*effects, *self.finish(reason, now=now)]
         if self._resize_wanted and self._resize_pace.due(now=now):
             self._resize_wanted, self._newly_measured = False, 0
             self._slow_down(self._resize_pace, self.settings.resize_interval_s, now)
-            if self._aggregator.early:
-                self._assigner.reclaim()
+            self._assigner.reclaim()
             reports = self._assigner.reports(now=now)
             effects += self._assigner.resize(self._aggregator.resize(reports), now=now) if reports else []
         if self.version != self._checkpoint_version and self._checkpoint_pace.due(now=now):
@@ -250,7 +249,7 @@ class Coordinator:
             case DeviceState():
                 return self._on_state(member, message, now)
             case Update():
-                return self._on_update(member, message)
+                return self._on_update(member, message, now)
             case Request() if message.run == self.manifest.run:
                 if message.want == "model":
                     return [] if member.owed else [self._reply(member.device, 0, 0)]
@@ -274,12 +273,14 @@ class Coordinator:
         if known:  # it asks for its work: what it was sent may be lost
             return self._assigner.say(member) if not self.finished else []
         member.waited_since = now
+        if not was_online:  # who was born twice without having been gone has died at its work
+            member.worked_at, member.silent = now, False
         welcome = self._assigner.welcome(member, now=now) if not self.finished else []
         return [records.joined(status, member.device), *welcome]
 
     def _on_state(self, member: Member, state: DeviceState, now: float) -> list[Effect]:
         known = bool(member.timings or member.batch_s)
-        if state.run != self.manifest.run or not member.reported(state):
+        if state.run != self.manifest.run or not member.reported(state, now=now):
             return []
         self._resize_wanted = True
         self._newly_measured += not known and bool(member.timings or member.batch_s)
@@ -288,41 +289,74 @@ class Coordinator:
         following = self._assigner.follow(member, state, now=now) if not self.finished else []
         return [records.reported(member, state), *following]
 
-    def _on_update(self, member: Member, update: Update) -> list[Effect]:
+    def _on_update(self, member: Member, update: Update, now: float) -> list[Effect]:
         verdict = self._aggregator.take(
             self.manifest, member, update, lag_max=self.settings.lag_max, closed=self.finished
         )
         if update.run != self.manifest.run:
             return [records.dropped(member.device, update, verdict)]
         mark = (update.session, update.seq)
+        if mark > member.handled:
+            member.worked(now=now)
+            self._summons.followed(member.device)
         member.handle(*mark)
         member.base = update.base
         ack = self._ack(member, verdict.outcome, verdict.reason)
         if verdict.merged is None:
+            member.refusals += verdict.outcome == "rejected"
             # Only the newest can still be awaited, after the end none is, and one that waits for others goes on waiting.
             awaited = mark >= member.handled and not self.finished and not member.owed
             answer = [self._reply(member.device, *mark)] if awaited else []
             return [ack, *answer, records.dropped(member.device, update, verdict)]
         member.owed = True
+        member.contributed()
         record = records.merged(member.device, update, verdict, self._aggregator.model, self.tally)
-        return [ack, *self._answers(verdict.merged), record]
+        return [ack, *self._answers(verdict.merged, now), record]
 
-    def _answers(self, merged: Merged) -> list[Effect]:
+    def _answers(self, merged: Merged, now: float) -> list[Effect]:
         """What the strategy wants said, to those who wait for it and to those it wants to hear from."""
         answers: list[Effect] = []
         for device in merged.reply_to:
             member = self.members[device]
-            member.owed = False
+            member.owed, member.worked_at = False, now
             answers.append(self._reply(device, *member.handled, iterations=merged.iterations.get(device, 0)))
         for device in merged.summon:
-            name = f"push-{self.version}-{self.members[device].index}"
-            answers.append(Send(message=Command(id=name, name="push"), device=device))
+            allow_s = patience.iteration_s(self.members[device], self.manifest.epochs)
+            answers.append(self._summons.ask(device, now=now, allow_s=allow_s))
         return answers
 
-    def _fleet_changed(self) -> list[Effect]:
-        """Somebody came, left, paused or resumed: shares change, and nobody must wait for one that is gone."""
+    # --- who is waited for ----------------------------------------------------------------------------------------
+
+    def _attend(self, member: Member, now: float) -> list[Effect]:
+        """A member may be waited for no longer, or again; then shares change, and nobody must wait for one that is gone."""
+        effects: list[Effect] = []
+        excuse = patience.excuse_of(member)
+        if excuse != member.excused:
+            member.excused = excuse
+            effects.append(records.excused(member.device, excuse) if excuse else records.readmitted(member.device))
+        if not self._roster.note(member) or self.finished:
+            return effects
         self._resize_wanted = True
-        return self._answers(self._aggregator.changed()) if not self.finished else []
+        if member.device in self._roster.live:
+            member.worked_at = now
+            if member.reissue and member.allocation is not None:  # its rows were given away while it was silent
+                effects += self._assigner.welcome(member, now=now)
+        return [*effects, *self._answers(self._aggregator.changed(), now)]
+
+    def _look_around(self, now: float) -> list[Effect]:
+        """Who has fallen silent is waited for no longer, and who has not followed a summons is summoned again."""
+        silent = patience.fallen_silent(
+            [self.members[device] for device in self._roster.live],
+            epochs=self.manifest.epochs,
+            pace_s=len(self.members) * self.settings.announce_s_per_device,
+            unmeasured_s=self.settings.measure_patience_s,
+            now=now,
+        )
+        effects: list[Effect] = []
+        for member in silent:
+            member.silent = True
+            effects += self._attend(member, now)
+        return [*effects, *self._summons.again(self._roster.live, now=now)]
 
     # --- the end --------------------------------------------------------------------------------------------------
 

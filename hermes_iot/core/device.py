@@ -278,7 +278,7 @@ class Device:
                 done = [] if self._board.busy else self.stop("drained", now=now)
             case "push":
                 if self.part is not None:
-                    self.part.summon()
+                    self.part.summon(command.id)
             case "ping":
                 pass
         return [self._board.send(Response(id=command.id, status="ok", detail=self.phase)), *done]

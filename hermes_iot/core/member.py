@@ -91,7 +91,11 @@ class Member:
         timings: one entry for each size it was measured under, the first and the newest ones, oldest first.
         iteration_s: newest time under the allocation in force; 0 when it has not been measured yet.
         batch_s: seconds of one mini-batch, whatever the size, as reported last; 0 when not known.
-        heard_at: when it said anything last.
+        worked_at: when it last gave a sign of work (see `patience`), or could begin to.
+        pause_s: the longest of its recent pauses between two signs of work; an old one counts half at each.
+        failures: iterations in a row that diverged, by its reports; `refusals`: updates in a row that were refused.
+        silent: it has given no sign of work for too long.
+        excused: why nobody waits for it, as said last; empty where it is waited for.
         base: digest of the vector it held when it sent its newest update, where answers are differences.
         owed: its newest update was taken, and its answer waits for others.
         waited_since: since when it could have been measured: it came, or got another size.
@@ -108,7 +112,12 @@ class Member:
     state: DeviceState | None = None
     iteration_s: float = 0.0
     batch_s: float = 0.0
-    heard_at: float = 0.0
+    worked_at: float = 0.0
+    pause_s: float = 0.0
+    failures: int = 0
+    refusals: int = 0
+    silent: bool = False
+    excused: str = ""
     base: str = ""
     owed: bool = False
     waited_since: float = 0.0
@@ -141,12 +150,26 @@ class Member:
         if session >= self.session:
             self.handled = max(self.handled, (session, seq))
 
-    def reported(self, state: DeviceState) -> bool:
+    def worked(self, *, now: float) -> None:
+        """It gave a sign of work."""
+        self.pause_s = max(now - self.worked_at, self.pause_s / 2)
+        self.worked_at, self.silent = now, False
+
+    def contributed(self) -> None:
+        """An update of it was applied."""
+        self.failures = self.refusals = 0
+
+    def reported(self, state: DeviceState, *, now: float) -> bool:
         """Take over a reported state; False for one of an earlier session than reported before."""
         if state.session < max(self.session, self.counted_session):
             return False
         if state.session > self.counted_session:  # counters begin anew with a session
-            self.earlier = self.earlier.plus(self.counted)
+            self.earlier, self.counted = self.earlier.plus(self.counted), Totals()
+        made, diverged = state.iterations - self.counted.iterations, state.diverged - self.counted.diverged
+        if made > 0:
+            self.worked(now=now)
+            # Between two reports only the newest iteration is told from the others.
+            self.failures = self.failures + diverged if diverged >= made else int(state.gate == "diverged")
         self.counted_session, self.counted = state.session, Totals.of(state)
         self.state = state
         self.batch_s = state.batch_s or self.batch_s
@@ -223,6 +246,7 @@ class Member:
             "steps": self.allocation.steps if self.allocation is not None else 0,
             "share": self.allocation.share if self.allocation is not None else 0.0,
             "batch_s": self.batch_s or None,
+            "excused": self.excused,
         }
 
     def _measure(self, state: DeviceState) -> None:

@@ -57,6 +57,7 @@ class Participation:
         self._fetching = False
         self._training = False
         self._shard = ""  # what the newest iteration was begun on
+        self._summons = ""  # the one followed last
 
     # --- events ---------------------------------------------------------------------------------------------------
 
@@ -196,10 +197,13 @@ class Participation:
         self._lacking.stop()
         self._enter("finished")
 
-    def summon(self) -> None:
-        """The fleet wants to hear from this device at the end of its iteration; one that waits has said all it has."""
-        if self.learner is not None and self.outbox.awaiting is None:
-            self.learner.summoned = True
+    def summon(self, name: str) -> None:
+        """The fleet wants to hear from this device at the end of its iteration; one that waits has said all it has.
+
+        A summons is repeated under its name until the update it called for has arrived, and followed once.
+        """
+        if self.learner is not None and self.outbox.awaiting is None and name != self._summons:
+            self._summons, self.learner.summoned = name, True
 
     def reopen(self, head: ModelHead | None, allocation: Allocation | None, *, now: float) -> list[Effect]:
         """The coordinator came back before it could record the end: the run goes on where it was."""

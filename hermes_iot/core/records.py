@@ -21,6 +21,16 @@ def left(status: DeviceStatus, device: DeviceId) -> Record:
     return Record(event="left", fields={"device": device, "reason": status.reason or "connection lost"})
 
 
+def excused(device: DeviceId, reason: str) -> Record:
+    """Nobody waits for a device any more, see `patience`."""
+    return Record(event="excused", fields={"device": device, "reason": reason})
+
+
+def readmitted(device: DeviceId) -> Record:
+    """It is waited for again."""
+    return Record(event="readmitted", fields={"device": device})
+
+
 def refused(device: DeviceId, channel: str, reason: str) -> Record:
     """A message that could not be used."""
     return Record(event="refused", fields={"device": device, "channel": channel, "reason": reason})

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from hermes_iot.core.member import Member
+from hermes_iot.core.patience import excuse_of
 from hermes_iot.domain import DeviceId
 from hermes_iot.protocol.messages import Allocation, DeviceState, DeviceStatus, Message, Request, Update
 
@@ -36,11 +37,14 @@ class Roster:
         return self.live.online
 
     def note(self, member: Member) -> bool:
-        """A member may have come, left, paused or resumed; whether the fleet that works has changed by it."""
+        """A member may have come, left, paused, resumed, failed or recovered; whether the working fleet changed by it."""
         paused = member.state is not None and member.state.phase == "paused"
         over = member.state is not None and member.state.phase == "finished"
         return self.live.note(
-            member.device, online=member.online, works=member.online and not paused, speaks=member.online and not over
+            member.device,
+            online=member.online,
+            works=member.online and not paused and not excuse_of(member),
+            speaks=member.online and not over,
         )
 
     @property
@@ -94,12 +98,12 @@ class _Allocations(Mapping[DeviceId, Allocation]):
 
 
 class Live:
-    """The devices that are online and not paused, as strategies see them (`strategies.base.Fleet`).
+    """The devices that are online, not paused and not excused, as strategies see them (`strategies.base.Fleet`).
 
     Kept up to date instead of counted: a fleet of ten thousand is asked for its size at every update.
 
     Attributes:
-        online: how many are connected, paused ones included.
+        online: how many are connected, paused and excused ones included.
         speaking: how many of them have not reported that they have finished.
     """
 

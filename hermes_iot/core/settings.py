@@ -45,10 +45,12 @@ class CoordinatorSettings:
             is: 0.02 = 50 deliveries a second of each kind, from 100 (status) or 250 devices (keyframe) on. Devices
             slow their states down likewise, so a fleet is not sized more often than it reports.
         checkpoint_interval_s: at most this often; infinite = only at the beginning and the end.
-        measure_patience_s: a device that reports no time for so long no longer holds up the others' sizes.
+        measure_patience_s: a device that reports no time for so long no longer holds up the others' sizes, nor, where
+            it gives no other sign of work, what waits for everybody.
         linger_s: after the end, how long to wait for the devices' last counters.
         farewell_s: after the end, how long to wait for a broker that is away: until it is told, devices train on.
         devices_max: more devices than this are not let in.
+        retry_s, retry_max_s: first and longest pause before a summons that was not followed is said again.
         measure_interval_s: models whose score the strategy did not need are measured at most this often; 0 = each.
     """
 
@@ -64,4 +66,6 @@ class CoordinatorSettings:
     linger_s: float = 5.0
     farewell_s: float = 600.0
     devices_max: int = 100_000
+    retry_s: float = 5.0
+    retry_max_s: float = 60.0
     measure_interval_s: float = 0.0

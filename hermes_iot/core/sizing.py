@@ -8,19 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Final
 
 from hermes_iot.algorithms.allocation import ROWS_MAX
-from hermes_iot.algorithms.speed import Report, mini_batches
+from hermes_iot.algorithms.speed import Report
 from hermes_iot.core.member import Member
+from hermes_iot.core.patience import iteration_s
 from hermes_iot.domain import DeviceId, Sizing
 from hermes_iot.errors import ProtocolError
 from hermes_iot.protocol.messages import DataInfo
-
-#: Who says nothing for so many iterations, no less than so many seconds and reports, is not counted on.
-SILENT_ITERATIONS: Final = 3
-SILENT_S: Final = 10.0
-SILENT_REPORTS: Final = 2
 
 
 def rows_max(member: Member, data: DataInfo) -> int | None:
@@ -52,21 +47,19 @@ def reports(
     now: float,
     patience_s: float,
     early: bool,
-    pace_s: float = 0.0,
 ) -> dict[DeviceId, Report] | None:
     """What the allocator may know of the devices that are online; None until each was measured at its present size.
 
-    Nobody may hold up the whole fleet: a device that is paused is not waited for, nor one whose time is no
-    measurement (a claim of years), nor one that has been there for `patience_s` without any. With `early` nobody is
-    waited for, a time at another size will do, and who has been silent for three iterations, or for two times the
-    `pace_s` at which it reports, does not count.
+    Nobody may hold up the whole fleet: a device that is paused or silent (`patience`) does not count, nor one whose time
+    is no measurement (a claim of years), and one that has been there for `patience_s` without any is not waited for.
+    With `early` nobody is waited for, and a time at another size will do.
     """
     found: dict[DeviceId, Report] = {}
     for member in members:
-        if not member.online or (member.state is not None and member.state.phase == "paused"):
+        if not member.online or member.silent or (member.state is not None and member.state.phase == "paused"):
             continue
         if early:
-            report = _early(member, data, epochs, now, pace_s)
+            report = _early(member, data, epochs)
         elif member.allocation is None or not member.iteration_s:
             if member.waited_since < now - patience_s:
                 continue
@@ -78,14 +71,10 @@ def reports(
     return found
 
 
-def _early(member: Member, data: DataInfo, epochs: int, now: float, pace_s: float) -> Report | None:
-    allocation = member.allocation
-    if allocation is None or not member.batch_s:
+def _early(member: Member, data: DataInfo, epochs: int) -> Report | None:
+    if member.allocation is None or not member.batch_s:
         return None
-    seconds = member.batch_s * (allocation.steps or mini_batches(epochs, allocation.samples, allocation.batch))
-    if now - member.heard_at > max(SILENT_S, SILENT_ITERATIONS * seconds, SILENT_REPORTS * pace_s):
-        return None
-    return _report(member, data, epochs, seconds, batch_s=member.batch_s)
+    return _report(member, data, epochs, iteration_s(member, epochs), batch_s=member.batch_s)
 
 
 def _report(member: Member, data: DataInfo, epochs: int, seconds: float, *, batch_s: float = 0.0) -> Report | None:

@@ -18,7 +18,7 @@ class Row:
 
     Attributes:
         reported: updates published, by its own last report; `applied`: since this process began to watch.
-        noted_s: when something last happened to it besides training: it came, left or was re-sized.
+        noted_s: when something last happened to it besides training: it came, left, was re-sized or waited for no longer.
         allotted: rows and mini-batch asked of it, while `samples` and `batch` are in force; None = not heard of yet.
     """
 
@@ -98,6 +98,10 @@ class Overview:
                 return self._joined(fields)
             case "left":
                 return self._left(fields)
+            case "excused":
+                return self._noted(fields, f"is not waited for: {clean(fields['reason'])}")
+            case "readmitted":
+                return self._noted(fields, "is waited for again")
             case "allocation":
                 return self._allotted(fields)
             case "state":
@@ -131,6 +135,11 @@ class Overview:
         row.online, row.noted_s = False, self.elapsed_s
         # At the end everybody leaves, for the reason already given.
         return "" if self.reason else f"{row.device} left: {clean(fields['reason'])}"
+
+    def _noted(self, fields: Mapping[str, Any], what: str) -> str:
+        row = self._row(fields)
+        row.noted_s = self.elapsed_s
+        return f"{row.device} {what}"
 
     def _allotted(self, fields: Mapping[str, Any]) -> str:
         row, size = self._row(fields), (fields["samples"], fields["batch"])

@@ -74,6 +74,7 @@ def render(summary: Mapping[str, Any], console: Console, *, plot: Plotted | None
         _left_out(devices),
         _emulated(devices),
         _received(summary),
+        _excused(devices),
         _heading("Allocation and iteration time, first to last"),
         _allocations(devices[:DEVICES_MAX]),
         _left_out(devices),
@@ -162,6 +163,13 @@ def _received(summary: Mapping[str, Any]) -> RenderableType:
     reasons = ", ".join(f"{clean(reason, 40)} {count:,}" for reason, count in sorted(summary["reasons"].items()))
     words = f"updates received: {summary['updates_received']:,} = {fates}"
     return _indented(Text(f"{words} (reasons: {reasons})" if reasons else words))
+
+
+def _excused(devices: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Whom nobody waited for at the end, and why."""
+    reasons = [f"{_name(one)} ({clean(one['excused'], 60)})" for one in devices if one.get("excused")]
+    more = f" and {len(reasons) - DEVICES_MAX} more" if len(reasons) > DEVICES_MAX else ""
+    return _note(f"not waited for any more: {', '.join(reasons[:DEVICES_MAX])}{more}") if reasons else ""
 
 
 # --- allocations ------------------------------------------------------------------------------------------------------

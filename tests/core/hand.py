@@ -222,9 +222,10 @@ class Desk:
         self.scored = 0
         restored = options.pop("restored", None)
         shard_of = options.pop("shard_of", None)
+        session = options.pop("session", "c1")
         self.machine = Coordinator(
             manifest=about or manifest(),
-            status=CoordinatorStatus(state="online", session="c1"),
+            status=CoordinatorStatus(state="online", session=session),
             strategy=strategy,
             initial=vector(0.0),
             score=self.score,

@@ -134,6 +134,73 @@ def test_a_strategy_may_summon_devices_and_say_how_long_to_go_on():
     assert answer.iterations == 3
 
 
+def commands(effects):
+    return [(each.device, each.message.id) for each in effects if isinstance(getattr(each, "message", None), Command)]
+
+
+def test_a_summons_is_repeated_under_its_name_with_a_growing_pause_until_the_device_has_pushed():
+    one = Desk(Summons(), retry_s=5.0, retry_max_s=20.0, measure_patience_s=1000.0).up()
+    for name in ("a", "b"):
+        one.hear(birth(), name)
+    (first,) = commands(one.hear(update(), "a"))
+    asked = []
+    for _ in range(80):
+        begun = one.now
+        asked += [(begun - 50.0, each) for each in commands(one.wait(1.0))]
+    assert [each for _, each in asked] == [first] * 5
+    # Looked for every 2 s: due 5 s after it was said, then after 10, 20 and no more than 20 s.
+    assert [at for at, _ in asked] == [5.0, 15.0, 35.0, 55.0, 75.0]
+    one.hear(Response(id=first[1], status="ok"), "b")  # saying yes is not pushing
+    assert commands(one.wait(25.0)) == [first]
+    one.hear(update(), "b")
+    assert [each for each in commands(one.wait(100.0)) if each[0] == "b"] == []
+
+
+def test_a_summons_gives_a_device_the_time_of_its_iteration_and_ends_when_it_is_gone():
+    one = Desk(Summons(), retry_s=5.0).up()
+    for name in ("a", "b"):
+        one.hear(birth(), name)
+    one.hear(state(batch_s=6.4, samples=100, batch=16), "b")  # 40 s an iteration
+    assert len(commands(one.hear(update(), "a"))) == 1
+    assert commands(one.wait(44.0)) == []
+    assert len(commands(one.wait(4.0))) == 1
+    one.hear(death(), "b")
+    assert commands(one.wait(60.0)) == []
+
+
+def test_summonses_of_two_coordinators_have_different_names():
+    names = set()
+    for session in ("c1", "c2"):
+        one = Desk(Summons(), session=session).up()
+        for name in ("a", "b"):
+            one.hear(birth(), name)
+        names |= {name for _, name in commands(one.hear(update(), "a"))}
+    assert len(names) == 2
+
+
+def test_a_summons_that_comes_twice_is_followed_once():
+    one = Board(Summons()).at_work()
+    for _ in range(2):
+        assert len(sent(one.command("push"), Response)) == 1
+    assert len(sent(one.trained(), type(update()))) == 1
+    one.tell(model(version=1, session=1, seq=1))
+    one.command("push")  # said again before the update had arrived
+    assert not sent(one.trained(), type(update()))
+    one.tell(Command(id="another", name="push"))
+    assert len(sent(one.trained(), type(update()))) == 1
+
+
+def test_a_summons_that_came_while_an_answer_was_awaited_is_followed_when_it_is_repeated():
+    one = Board(Summons(), alone_after_s=1000.0).at_work()
+    one.command("push")
+    one.trained()
+    one.tell(Command(id="another", name="push"))
+    one.tell(model(version=1, session=1, seq=1))
+    assert not sent(one.trained(), type(update()))
+    one.tell(Command(id="another", name="push"))
+    assert len(sent(one.trained(), type(update()))) == 1
+
+
 def test_a_summoned_device_pushes_at_the_end_of_its_iteration_and_says_yes():
     one = Board(Summons()).at_work()
     assert not sent(one.trained(), type(update()))

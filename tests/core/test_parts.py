@@ -203,11 +203,11 @@ def test_a_coordinator_comes_goes_and_is_replaced():
 def test_counters_begin_anew_with_a_session_and_an_older_report_changes_nothing():
     member = Member(device="d1", index=0)
     for session, iterations in ((1, 5), (1, 9), (2, 3), (4, 1)):
-        assert member.reported(state(session, iterations=iterations))
-    assert not member.reported(state(2, iterations=100))
+        assert member.reported(state(session, iterations=iterations), now=0.0)
+    assert not member.reported(state(2, iterations=100), now=0.0)
     assert member.totals().iterations == 9 + 3 + 1
     member.session = 6
-    assert not member.reported(state(5, iterations=100))
+    assert not member.reported(state(5, iterations=100), now=0.0)
 
 
 def test_totals_add_up():
@@ -228,8 +228,8 @@ def test_the_first_and_the_newest_times_are_kept():
     member = Member(device="d1", index=0)
     for turn in range(1, 101):
         member.allotted(allocation(turn, samples=turn), now=0.0)
-        member.reported(state(1, samples=turn, batch=5, iteration_s=float(turn)))
-        member.reported(state(1, samples=turn, batch=5, iteration_s=turn + 0.5))
+        member.reported(state(1, samples=turn, batch=5, iteration_s=float(turn)), now=0.0)
+        member.reported(state(1, samples=turn, batch=5, iteration_s=turn + 0.5), now=0.0)
     assert len(member.timings) <= 17
     assert [member.timings[0].iteration_s, member.timings[-1].iteration_s] == [1.5, 100.5]
     row = member.summary()

@@ -54,6 +54,17 @@ def test_leaving_before_the_end_is_news():
     assert overview.online == 0
 
 
+def test_who_is_not_waited_for_any_more_is_news_and_so_is_its_return():
+    overview, news = played(
+        [
+            ("excused", {"elapsed_s": 7.0, "device": "pi", "reason": "its iterations diverge"}),
+            ("readmitted", {"elapsed_s": 9.0, "device": "pi"}),
+        ]
+    )
+    assert news == ["pi is not waited for: its iterations diverge", "pi is waited for again"]
+    assert overview.rows["pi"].noted_s == 9.0
+
+
 def test_a_device_that_floods_us_with_rubbish_is_named_once():
     refused = {"elapsed_s": 0.0, "device": "pi", "channel": "state", "reason": "schema"}
     dropped = {"elapsed_s": 0.0, "device": "pi", "session": 1, "seq": 1, "outcome": "stale", "reason": "lag"}

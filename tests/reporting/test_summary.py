@@ -105,6 +105,13 @@ def test_updates_received_add_up_with_their_reasons(run):
     assert words in squeezed(printed(summary))
 
 
+def test_who_was_not_waited_for_at_the_end_is_named_with_the_reason(run):
+    assert "waited for" not in printed(run.summary)
+    excused = with_device(run.summary, excused="its iterations diverge")
+    name = excused["devices"][-1]["device"]
+    assert f"not waited for any more: {name} (its iterations diverge)" in squeezed(printed(excused))
+
+
 def test_the_comparison_with_bsp_says_how_it_is_made(run):
     text = squeezed(printed(run.summary))
     for words in (

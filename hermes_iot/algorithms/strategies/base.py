@@ -129,16 +129,20 @@ class Contribution:
 
 
 class Fleet(Protocol):
-    """The devices that are there now. Cheap to ask, whatever the fleet's size; iterating costs what it looks like."""
+    """The devices that are there now: online, not paused, and not known to be unable to contribute (`core/patience`).
+
+    Cheap to ask, whatever the fleet's size; iterating costs what it looks like. A contribution may come from one that
+    is not in it: it is let in again right after.
+    """
 
     def __len__(self) -> int:
-        """How many are online."""
+        """How many there are."""
 
     def __iter__(self) -> Iterator[DeviceId]:
-        """Those online, in the order in which they joined."""
+        """All of them, in the order in which they joined."""
 
     def __contains__(self, device: object) -> bool:
-        """Whether this one is online."""
+        """Whether this one is there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
