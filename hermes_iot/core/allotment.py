@@ -102,13 +102,13 @@ class Allotment:
         return allocation
 
     def serves(self, allocation: Allocation) -> bool:
-        """Whether this allocation can be said again as it is: complete, and every shard it names known here.
+        """Whether this allocation can be said again as it is: complete, every shard it names known here, its rows its own.
 
         One from another process may not be: the registry and the checkpoint are not written at the same moment.
         """
         if self._blocks is not None:
             known = self._shard_of is None or allocation.shards == self._names(self._blocks.within(allocation.rows))
-            return bool(allocation.rows) and known
+            return bool(allocation.rows) and known and self._blocks.whole(DeviceId(allocation.device), allocation.rows)
         if not allocation.shard:
             return True
         complete = allocation.shard_bytes > 0 and (bool(allocation.next_shard) or not self._rotates)
@@ -131,13 +131,16 @@ class Allotment:
         """The inverse of `cursor` and `shards`, with what every device was allotted."""
         self.cursor = cursor
         self._shards.update(shards)
-        for device, allocation in held.items():
-            if self._blocks is not None:
-                self._blocks.take(device, allocation.rows)
-            else:
-                self._users.update(_named(allocation))
-        if self._blocks is None:
-            self._shards = {name: ranges for name, ranges in self._shards.items() if self._users[name]}
+        if self._blocks is not None:
+            self._blocks.restore({device: (one.rows, self._wanted(one)) for device, one in held.items()})
+            return
+        for allocation in held.values():
+            self._users.update(_named(allocation))
+        self._shards = {name: ranges for name, ranges in self._shards.items() if self._users[name]}
+
+    def _wanted(self, allocation: Allocation) -> float:
+        """Rows that a device shall have: its share of all, or as many as it was given."""
+        return max(1.0, allocation.share * self._data.rows or float(allocation.samples))
 
     def _cut(self) -> Blocks:
         """Blocks as large as one chunk carries, but enough of them to share out; where nothing is shipped, small ones."""

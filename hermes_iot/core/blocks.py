@@ -6,6 +6,8 @@ rows are shipped a block is a piece that travels once and is kept in the device'
 
 Blocks stay disjoint while there are any left. A device that comes when all are taken borrows one of somebody else's
 until the next change frees one: to be measured it needs some rows, and for so long two devices may train on the same.
+Blocks of a device that is gone or silent are free; should it train on meanwhile, unheard, two may train on them as well,
+until it is heard of and allotted anew.
 
 Every operation costs what it moves, not what there is.
 """
@@ -13,7 +15,7 @@ Every operation costs what it moves, not what there is.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from hermes_iot.algorithms.partition import merged
 from hermes_iot.domain import DeviceId, Ranges
@@ -59,16 +61,32 @@ class Blocks:
             heapq.heappush(self._free, one)
         return bool(own)
 
-    def take(self, device: DeviceId, ranges: Ranges) -> None:
-        """What an earlier process gave: the blocks in these ranges, as far as they are free."""
-        free = set(self._free)
-        own = [one for one in self.within(ranges) if one in free]
-        self._free = sorted(free - set(own))
-        self._owned[device] = own
+    def restore(self, held: Mapping[DeviceId, tuple[Ranges, float]]) -> None:
+        """What an earlier process gave: everybody's ranges, and the rows it wants, above 0.
+
+        A block that several hold was borrowed. It goes to the one that has least of what it wants so far.
+        """
+        holders: dict[int, list[DeviceId]] = {}
+        for device, (ranges, _) in held.items():
+            for one in self.within(ranges):
+                holders.setdefault(one, []).append(device)
+        self._owned = {device: [] for device in held}
+        self._free = [one for one in range(self.count) if one not in holders]
+        for one in sorted(holders, key=lambda one: (len(holders[one]) > 1, one)):  # first those of one device alone
+            poorest = min(holders[one], key=lambda device: len(self._owned[device]) / held[device][1])
+            self._owned[poorest].append(one)
+        for own in self._owned.values():
+            own.sort()
+
+    def whole(self, device: DeviceId, ranges: Ranges) -> bool:
+        """Whether all the blocks in these ranges are the device's, or none: one that has none has borrowed."""
+        own = self._owned.get(device)
+        return not own or own == self.within(ranges)
 
     def within(self, ranges: Ranges) -> list[int]:
         """The blocks that these ranges are made of."""
-        return [one for start, stop in ranges for one in range(start // self.block, -(-stop // self.block))]
+        most = self.count
+        return [one for start, stop in ranges for one in range(start // self.block, min(most, -(-stop // self.block)))]
 
     def ranges(self, blocks: Iterable[int]) -> Ranges:
         """The rows of some blocks."""

@@ -45,10 +45,35 @@ def test_who_is_gone_gives_everything_back_once():
 
 def test_what_an_earlier_process_gave_is_taken_over():
     blocks = Blocks(50, 10)
-    blocks.take("a", ((10, 30),))
-    blocks.take("b", ((20, 40),))  # block 2 is somebody's already
+    blocks.restore({"a": (((10, 30),), 20), "b": (((30, 40),), 10)})
     assert blocks.hold("a", 20) == [1, 2]
     assert blocks.hold("b", 20) == [0, 3]
+
+
+def test_a_block_that_was_borrowed_goes_to_whoever_has_least_of_what_it_wants():
+    """Not to whoever joined first: `a` has two of four without it, `b` none of two."""
+    blocks = Blocks(40, 10)
+    blocks.restore({"a": (((0, 30),), 40), "b": (((0, 10),), 20)})
+    assert not blocks.whole("a", ((0, 30),))
+    assert blocks.whole("b", ((0, 10),))
+    assert blocks.hold("b", 10) == [0]
+    assert blocks.hold("a", 30) == [1, 2, 3]
+
+
+def test_borrowed_blocks_are_shared_out_one_by_one():
+    blocks = Blocks(60, 10)
+    everything = ((0, 60),)
+    blocks.restore({"a": (everything, 40), "b": (everything, 20)})
+    # Before each: 0 of 4 and 0 of 2 (who joined first), 1/4 and 0/2, 1/4 and 1/2, 2/4 and 1/2, 3/4 and 1/2, 3/4 and 2/2.
+    assert blocks.hold("a", 40) == [0, 2, 3, 5]
+    assert blocks.hold("b", 20) == [1, 4]
+
+
+def test_ranges_of_a_larger_set_are_cut_off():
+    blocks = Blocks(20, 10)
+    blocks.restore({"a": (((10, 90),), 80)})
+    assert blocks.hold("b", 20) == [0]
+    assert blocks.hold("a", 20) == [1]
 
 
 @given(

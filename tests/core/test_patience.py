@@ -264,9 +264,9 @@ SETTINGS = CoordinatorSettings(
 )
 
 
-def fleet(strategy):
+def fleet(strategy, settings=SETTINGS):
     about = toy_manifest(sampling=strategy.regime.sampling, codec="fp32", codec_down="fp32")
-    made = Fleet(about, strategy=strategy, settings=SETTINGS, latency_s=0.003)
+    made = Fleet(about, strategy=strategy, settings=settings, latency_s=0.003)
     made.lead()
     return made
 

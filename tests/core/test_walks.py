@@ -12,6 +12,7 @@ from hermes_iot.core.shelf import PIECES_UNDER_WAY
 from hermes_iot.domain import DeviceId, Sizing
 from hermes_iot.protocol.messages import Allocation, Request, Shard
 from tests.core.hand import ME, Board, Desk, allocation, birth, death, head, manifest, model, of, online, sent, state
+from tests.core.test_coordinator_machine import restored_from
 
 PLUS = build_strategy(Config(shares=SharesConfig(target_s=4.0, first_s=None, passes_max=None)))
 NAMES = tuple(hashlib.sha256(str(number).encode()).hexdigest() for number in range(30))
@@ -155,6 +156,18 @@ def test_a_newcomer_to_a_settled_fleet_is_made_room_for_and_then_there_is_peace(
     assert len(rows(held.values())) == len(set(rows(held.values())))
     measure(one, 0.01, *names, "new")
     assert allotted(one.wait(5.0)) == {}
+
+
+def test_a_borrowed_piece_is_its_borrowers_after_a_restart_and_its_owner_is_allotted_anew():
+    one = desk(first=Sizing(samples=1000, batch=5, steps=10))
+    whole = allotted(one.hear(birth(), "a"))["a"]
+    lent = allotted(one.hear(birth(), "b"))["b"]
+    assert (whole.rows, rows([lent])) == (((0, 1000),), [0])
+    again = restored_from(one, one.machine.stop(now=one.now))
+    one = desk(first=Sizing(samples=1000, batch=5, steps=10), restored=again)
+    assert allotted(one.hear(birth(), "b"))["b"].rows == lent.rows
+    anew = allotted(one.hear(birth(), "a"))["a"]
+    assert (anew.version, anew.rows) == (2, ((1, 1000),))
 
 
 # --- the device's side ------------------------------------------------------------------------------------------------

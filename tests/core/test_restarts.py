@@ -1,0 +1,63 @@
+"""A coordinator that dies while devices wait for others: after its restart every one of them gets its answer."""
+
+from dataclasses import replace
+
+import pytest
+
+from hermes_iot.algorithms.strategies import ssp
+from hermes_iot.protocol.messages import Model, Request
+from tests.core.hand import Desk, birth, sent, update
+from tests.core.test_coordinator_machine import restored_from
+from tests.core.test_patience import SETTINGS, STRATEGIES, fleet, joined
+
+SSP = ssp.build_strategy(ssp.Config(bound=0))
+
+
+def waiting(made):
+    """Devices whose update was taken, and whose answer waits for others."""
+    owed = {name for name, member in made.leader.machine.members.items() if member.owed}
+    outboxes = {name: node.machine.part.outbox for name, node in made.devices.items()}
+    return {name: outboxes[name].awaiting for name in owed if outboxes[name].update is None}
+
+
+def answered(made, marks):
+    return all(made.devices[name].machine.part.outbox.awaiting != mark for name, mark in marks.items())
+
+
+@pytest.mark.parametrize("away_s", [0.0, 40.0])
+@pytest.mark.parametrize("checkpoint_s", [0.0, 2.0])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_whoever_waits_for_others_is_answered_after_a_restart(name, checkpoint_s, away_s):
+    made = fleet(STRATEGIES[name], settings=replace(SETTINGS, checkpoint_interval_s=checkpoint_s))
+    joined(made)
+    for _ in range(3):
+        made.run(3.0)
+        made.run_until(lambda: len(waiting(made)) > 0, within=30.0)
+        marks = waiting(made)
+        made.leader.crash()
+        made.run(away_s)
+        made.lead()
+        made.run_until(lambda marks=marks: answered(made, marks), within=20.0)
+        version = made.leader.machine.version
+        made.run_until(lambda version=version: made.leader.machine.version > version + 3, within=20.0)
+
+
+@pytest.mark.parametrize("asks_first", [True, False])
+def test_who_waited_at_a_bound_is_answered_whoever_comes_back_first(asks_first):
+    """`ssp` alone keeps in its checkpoint who waits; whether they are owed an answer is not kept."""
+    one = Desk(SSP).up()
+    for name in ("a", "b"):
+        one.hear(birth(), name)
+    assert not sent(one.hear(update(), "a"), Model)
+    again = restored_from(one, one.machine.stop(now=one.now))
+    assert again.scalars["strategy"]["waiting"] == ["a"]
+    one = Desk(SSP, restored=again).up()
+    request = Request(run="run-a", session=1, want="model")
+    effects = [] if asks_first else one.hear(birth(), "b")
+    effects += one.hear(birth(), "a") + one.hear(request, "a")
+    assert sent(effects, Model)
+    # Clocks begin anew: the bound holds among those that are back, and nobody is answered twice for one push.
+    one.hear(birth(), "b")
+    assert not sent(one.hear(update(1), "b"), Model)
+    answers = [each for each in one.hear(update(2), "a") if isinstance(getattr(each, "message", None), Model)]
+    assert [(each.device, each.message.seq) for each in answers] == [("b", 1), ("a", 2)]
