@@ -165,7 +165,8 @@ class Coordinator:
                 return self.malformed(device, "update", "run") if isinstance(message, Update) else []
             if self._roster.full:
                 return self.malformed(device, ROUTES[type(message)].channel, "devices")
-        member = self._roster.admit(device)
+            self._roster.admit(device).worked_at = now
+        member = self.members[device]
         effects = self._listen(member, message, now)
         return [*effects, *self._attend(member, now), *self.expire(now=now)]
 

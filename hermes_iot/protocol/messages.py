@@ -183,7 +183,7 @@ class Ack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """``down/{device}/cmd``: one order with a transaction id that the answer repeats."""
+    """``down/{device}/cmd``: one order with a transaction id that the answer repeats; `push` is followed once per id."""
 
     id: Name
     name: CommandName

@@ -175,6 +175,12 @@ def test_who_comes_back_after_having_been_gone_is_given_its_time():
     assert answered(one.wait(20.0)) == [("a", 2)]
 
 
+def test_a_newcomers_first_word_is_no_long_pause():
+    one = desk(now=5000.0)
+    one.hear(state(iterations=7), "a")
+    assert one.machine.members[DeviceId("a")].pause_s == 0.0
+
+
 def test_while_the_coordinator_is_cut_off_nobody_is_silent():
     one = desk("a", "b", measure_patience_s=60.0)
     one.hear(update(), "a")
