@@ -11,12 +11,13 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from hermes_iot.reporting.bench_overview import overview
+from hermes_iot.reporting.bench_words import markdown, megabytes, percent, speedup, times
 from hermes_iot.reporting.units import NOTHING, format_factor, format_seconds, format_share
 
 REFERENCE: Final = "bsp"
 ALONE: Final = "single"
 TUNED: Final = "bsp-tuned"
-_MB: Final = 1e6
 
 #: Why its figures compare nothing.
 FLATTERS: Final = (
@@ -115,6 +116,8 @@ def report(results: Mapping[str, Any], *, pictures: Mapping[str, Sequence[str]],
             f" {', '.join(f'{name} {version}' for name, version in results['versions'].items())}."
         ),
     ]
+    if len(results["comparisons"]) > 1:
+        lines += ["", "## Overview", "", *overview(results["comparisons"])]
     for one in results["comparisons"]:
         lines += ["", f"## {one['name']}", "", *_setup(one["setup"]), *_failed(one["failed"])]
         for table in one["tables"]:
@@ -168,11 +171,6 @@ def findings(table: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def percent(share: float) -> str:
-    """``98 %``, ``98.5 %``."""
-    return f"{share * 100:g} %"
-
-
 def cells_of(row: Mapping[str, Any]) -> tuple[str, ...]:
     """A table's row in the order of its columns."""
     return (
@@ -189,25 +187,6 @@ def cells_of(row: Mapping[str, Any]) -> tuple[str, ...]:
         _count(row["samples"]["median"]),
         _accuracy(row["final_accuracy"]["median"]),
     )
-
-
-def times(spread: Mapping[str, float | None]) -> str:
-    """``87.0 s [78.0 s - not reached]``."""
-    median, least, most = (
-        format_seconds(spread[name]) if spread[name] is not None else "not reached"
-        for name in ("median", "least", "most")
-    )
-    return median if least == most else f"{median} [{least} - {most}]"
-
-
-def speedup(ratio: Mapping[str, Any] | None) -> str:
-    """``13.9x``, ``>4.2x``, ``-``."""
-    return NOTHING if ratio is None else f"{ratio['bound']}{format_factor(ratio['value'])}"
-
-
-def megabytes(count: float | None) -> str:
-    """Bytes in MB, so that a column can be compared."""
-    return NOTHING if count is None else f"{count / _MB:.3g}" if count < 1000 * _MB else f"{count / _MB:.0f}"
 
 
 def _setup(setup: Mapping[str, Any]) -> Iterator[str]:
@@ -248,7 +227,7 @@ def _failed(failed: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    yield from _markdown(_COLUMNS, [cells_of(row) for row in rows])
+    yield from markdown(_COLUMNS, [cells_of(row) for row in rows])
 
 
 def _stops(one: Mapping[str, Any], rule: Mapping[str, Any]) -> Iterator[str]:
@@ -262,7 +241,7 @@ def _stops(one: Mapping[str, Any], rule: Mapping[str, Any]) -> Iterator[str]:
     )
     yield f"{FLATTERS}{often}"
     yield ""
-    yield from _markdown(heads, [_stop_cells(row) for row in one["paper_stop"]["rows"]])
+    yield from markdown(heads, [_stop_cells(row) for row in one["paper_stop"]["rows"]])
     if any(row["reached"] for row in one["stop_rule"]["rows"]):
         yield ""
         yield (
@@ -272,7 +251,7 @@ def _stops(one: Mapping[str, Any], rule: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield "The same work of the whole fleet for every row. Cells that were ended at their target are not in here."
         yield ""
-        yield from _markdown(heads, [_stop_cells(row) for row in one["stop_rule"]["rows"] if row["reached"]])
+        yield from markdown(heads, [_stop_cells(row) for row in one["stop_rule"]["rows"] if row["reached"]])
 
 
 def _stop_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -285,13 +264,6 @@ def _stop_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         format_share(row["model_share"]),
         _accuracy(row["accuracy"]["median"]),
     )
-
-
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(heads)} |"
-    yield f"|---|{'---:|' * (len(heads) - 1)}"
-    for row in rows:
-        yield f"| {' | '.join(cell.replace('|', '/') for cell in row)} |"
 
 
 def _against(row: Mapping[str, Any], reference: Mapping[str, Any], target: str) -> str:

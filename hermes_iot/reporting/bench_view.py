@@ -14,7 +14,8 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from hermes_iot.reporting.bench_report import findings, megabytes, percent, speedup
+from hermes_iot.reporting.bench_report import findings
+from hermes_iot.reporting.bench_words import megabytes, percent, speedup
 from hermes_iot.reporting.terminal import Printable, clean
 from hermes_iot.reporting.units import NOTHING, format_seconds, format_share
 

@@ -8,8 +8,9 @@ from rich.console import Console
 
 from hermes_iot.reporting import bench_plots
 from hermes_iot.reporting.bench_plots import LANES_MAX, lanes_of, lines_of, time_shares, write_pictures
-from hermes_iot.reporting.bench_report import csv_of, findings, megabytes, report, speedup, times
+from hermes_iot.reporting.bench_report import csv_of, findings, report
 from hermes_iot.reporting.bench_view import Progress, render
+from hermes_iot.reporting.bench_words import megabytes, speedup, times
 
 SETUP = {
     "workload": "mnist-mlp",
@@ -120,6 +121,26 @@ def test_a_table_shows_times_bytes_and_how_many_seeds_got_there():
     assert "| asp | not reached | 0/2 | - | - | - | 0 | 0.15 | 1,234 | 1.50 | 520,000 | 98.12 % |" in lines
     heads = next(line for line in lines if line.startswith("| strategy"))
     assert heads.count("|") == lines[lines.index(heads) + 2].count("|")
+
+
+def test_several_parts_begin_with_one_table_of_them_all():
+    (one,) = results()["comparisons"]
+    some = row("hermes", 100.0, reached=1, ratio=2.0)
+    other = {**one, "name": "mnist-mlp-equal12-wifi20", "tables": [{"target": 0.97, "rows": [BSP, some]}]}
+    text = report({**results(), "comparisons": [one, other]}, pictures={}, command="")
+    table = text[text.index("## Overview") : text.index("## mnist-mlp-azure12-wifi20")].splitlines()
+    assert table[4:] == [
+        "| strategy | mnist-mlp-azure12-wifi20, 98 % | mnist-mlp-equal12-wifi20, 97 % |",
+        "|---|---:|---:|",
+        "| bsp | 1x, 20m00s, 230 MB | 1x, 20m00s, 230 MB |",
+        "| hermes-plus lean | 12x, 1m40s, 20 MB | - |",
+        "| single | 15x, 1m20s, 20 MB | - |",
+        "| bsp-tuned | 2.8x, 7m10s, 20 MB | - |",
+        "| asp | not reached | - |",
+        "| hermes | - | 2x, 1m40s, 20 MB (1/2) |",
+        "",
+    ]
+    assert "## Overview" not in report(results(), pictures={}, command="")
 
 
 def test_a_report_says_what_was_run():
