@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from hermes_iot.reporting.bench_overview import overview
 from hermes_iot.reporting.bench_words import markdown, megabytes, percent, speedup, times
+from hermes_iot.reporting.gates import OPEN_LOOP, shares_of
 from hermes_iot.reporting.units import NOTHING, format_factor, format_seconds, format_share
 
 REFERENCE: Final = "bsp"
@@ -123,6 +124,7 @@ def report(results: Mapping[str, Any], *, pictures: Mapping[str, Sequence[str]],
         for table in one["tables"]:
             lines += ["", f"### To {percent(table['target'])} test accuracy", "", *_table(table["rows"])]
             lines += ["", *(f"- {sentence}" for sentence in findings(table))]
+        lines += _gates(one["cells"])
         lines += _stops(one, results["stop_rule"])
         lines += [line for name in pictures.get(one["name"], ()) for line in ("", f"![{name}]({name})")]
     lines += ["", "## How to read it", "", *(f"- {note}" for note in _NOTES)]
@@ -252,6 +254,29 @@ def _stops(one: Mapping[str, Any], rule: Mapping[str, Any]) -> Iterator[str]:
         yield "The same work of the whole fleet for every row. Cells that were ended at their target are not in here."
         yield ""
         yield from markdown(heads, [_stop_cells(row) for row in one["stop_rule"]["rows"] if row["reached"]])
+
+
+def _gates(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What each gate would have sent, of every row that has such gates; seeds together."""
+    by_label: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        if cell["gates"] is not None:
+            by_label.setdefault(cell["label"], []).append(cell["gates"])
+    if not by_label:
+        return
+    yield ""
+    yield "### What each gate would have sent"
+    yield ""
+    yield "Part of a row's own iterations, all seeds together, until its cells ended. What a gate decides by is not"
+    yield f"recorded where it was not measured. It is {OPEN_LOOP}. z-score is the paper's gate, on the losses of training."
+    yield ""
+    shares = {label: shares_of(several) for label, several in by_label.items()}
+    kinds = [*next(iter(shares.values()))]
+    rows = [
+        (label, f"{sum(one['iterations'] for one in by_label[label]):,}", *(found[kind] for kind in kinds))
+        for label, found in shares.items()
+    ]
+    yield from markdown(("strategy", "iterations", *kinds), rows)
 
 
 def _stop_cells(row: Mapping[str, Any]) -> tuple[str, ...]:

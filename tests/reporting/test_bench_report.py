@@ -90,6 +90,7 @@ def results(rows=(BSP, LEAN, SINGLE, TUNED, LOST), failed=()):
             "end": {"kind": "target", "t_s": 10.0},
             "at_end": effort(10.0),
             "best_accuracy": 0.981,
+            "gates": None,
         }
         for label in ("bsp", "asp")
         for seed in (0, 1)
@@ -157,6 +158,35 @@ def test_the_papers_rule_is_never_shown_without_what_is_wrong_with_it():
     text = report(results(), pictures={}, command="")
     heading = text.index("Stopped by the paper's rule: 10 aggregations")
     assert "Not comparable" in text[heading:].splitlines()[2]
+
+
+def gates(pushes, *, strict=None):
+    counts = {"paired": pushes, "strict": strict, "none": 40}
+    would = {kind: {"pushes": count, "both": 0} if count is not None else None for kind, count in counts.items()}
+    return {
+        "gate": "paired",
+        "iterations": 40,
+        "passed_over": 0,
+        "published": 10,
+        "loss": "training",
+        "would_push": would,
+    }
+
+
+def test_what_each_gate_would_have_sent_is_a_part_of_a_rows_own_iterations():
+    document = results()
+    document["comparisons"][0]["cells"][2]["gates"] = gates(10)
+    document["comparisons"][0]["cells"][3]["gates"] = gates(20, strict=5)
+    lines = report(document, pictures={}, command="").splitlines()
+    at = lines.index("### What each gate would have sent")
+    assert "open-loop" in lines[at + 3]
+    # 30 of 80; one of the two seeds did not record what strict decides by.
+    assert lines[at + 5 : at + 8] == [
+        "| strategy | iterations | pushed | paired | strict | none |",
+        "|---|---:|---:|---:|---:|---:|",
+        "| asp | 80 | 25.0 % | 37.5 % | not recorded | 100.0 % |",
+    ]
+    assert "each gate" not in report(results(), pictures={}, command="")
 
 
 def test_a_failed_cell_stands_at_the_top_with_its_command():
