@@ -18,6 +18,7 @@ from hermes_iot.reporting.units import NOTHING, format_factor, format_seconds, f
 
 REFERENCE: Final = "bsp"
 ALONE: Final = "single"
+WHOLE: Final = "hermes-plus"
 TUNED: Final = "bsp-tuned"
 
 #: Why its figures compare nothing.
@@ -157,8 +158,9 @@ def findings(table: Mapping[str, Any]) -> list[str]:
     reached = {label: row for label, row in rows.items() if row["t_s"]["median"] is not None}
     sentences = []
     for label, row in reached.items():
-        if label.startswith("hermes") and row["speedup"] is not None and reference is not None:
+        if label.startswith("hermes") and row["speedup"] is not None and reference is not None and not _is_part(label):
             sentences.append(_against(row, reference, target))
+    sentences += _parts(reached)
     for other, what in ((ALONE, "one fast board alone with all the data it may have"), (TUNED, "BSP set with care")):
         if other in reached:
             ahead = [label for label, row in reached.items() if _median(row) < _median(reached[other])]
@@ -241,7 +243,8 @@ def _stops(one: Mapping[str, Any], rule: Mapping[str, Any]) -> Iterator[str]:
     often = (
         f" A model is measured at most every {measure_s:g} s here, so N is counted that coarsely." if measure_s else ""
     )
-    yield f"{FLATTERS}{often}"
+    short = "" if one["setup"]["await_patience"] else " Cells were not run on until it held: many ended before."
+    yield f"{FLATTERS}{often}{short}"
     yield ""
     yield from markdown(heads, [_stop_cells(row) for row in one["paper_stop"]["rows"]])
     if any(row["reached"] for row in one["stop_rule"]["rows"]):
@@ -267,8 +270,10 @@ def _gates(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield ""
     yield "### What each gate would have sent"
     yield ""
-    yield "Part of a row's own iterations, all seeds together, until its cells ended. What a gate decides by is not"
-    yield f"recorded where it was not measured. It is {OPEN_LOOP}. z-score is the paper's gate, on the losses of training."
+    yield (
+        "Part of a row's own iterations, all seeds together, until its cells ended; what a gate decides by is not"
+        f" recorded where it was not measured. It is {OPEN_LOOP}. z-score is the paper's gate, on the losses of training."
+    )
     yield ""
     shares = {label: shares_of(several) for label, several in by_label.items()}
     kinds = [*next(iter(shares.values()))]
@@ -300,6 +305,29 @@ def _against(row: Mapping[str, Any], reference: Mapping[str, Any], target: str) 
     much = f"{format_factor(ratio['value'])} sooner" if ratio["value"] > 1 else "no sooner"
     compared = f"`{row['label']}` reaches {target} {much} than BSP: {own} against {theirs} ({seeds})"
     return f"{compared}, with {format_share(row['model_share'])} of its model bytes."
+
+
+def _is_part(label: str) -> bool:
+    """Of an ablation: ``hermes-plus - momentum``, ``hermes-plus + barrier``."""
+    return label.startswith((f"{WHOLE} - ", f"{WHOLE} + "))
+
+
+def _parts(reached: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """hermes-plus with one part off at a time, against the whole: one sentence for all of them."""
+    whole = reached.get(WHOLE)
+    parts = {label: row for label, row in reached.items() if _is_part(label)}
+    if whole is None or not parts:
+        return
+    said = [
+        f"`{label.removeprefix(WHOLE).strip()}` {format_factor(_median(row) / _median(whole))},"
+        f" {format_factor(row['bytes_model']['median'] / whole['bytes_model']['median'])}"
+        for label, row in parts.items()
+    ]
+    megabytes_of_whole = megabytes(whole["bytes_model"]["median"])
+    yield (
+        f"Time and model bytes against the whole `{WHOLE}` ({format_seconds(_median(whole))}, {megabytes_of_whole} MB):"
+        f" {'; '.join(said)}."
+    )
 
 
 def _median(row: Mapping[str, Any]) -> float:

@@ -298,6 +298,7 @@ def _setup(one: Comparison, train_rows: int) -> dict[str, Any]:
         "rounds_max": workload.rounds_max,
         "virtual_s": setting.virtual_s,
         "long": setting.long,
+        "await_patience": setting.await_patience,
         "rows": [
             {
                 "label": row.label,
