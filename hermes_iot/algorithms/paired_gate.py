@@ -144,12 +144,26 @@ def observe(
         gain: what the test found, where one was made.
         norm: length of the displacement that would be pushed; read by the norm gate alone.
     """
-    if gain is not None and gain.rows < ROWS_MIN:
-        gain = None
+    z = statistic(gain) if gain is not None and gain.rows >= ROWS_MIN else None
+    return judge(state, config, loss=loss, z=z, norm=norm)
+
+
+def judge(
+    state: PairedGateState, config: PairedGateConfig, *, loss: float, z: float | None, norm: float | None
+) -> tuple[PairedGateState, Verdict]:
+    """`observe` where the statistic is known, as of an iteration that a run recorded.
+
+    Args:
+        state: from the iteration before.
+        config: constants.
+        loss: of the iteration, as in `observe`.
+        z: of this gate's own test; None where none was made. Read by `paired` and `strict` alone.
+        norm: as in `observe`.
+    """
     after = replace(state, age=state.age + 1, iterations=state.iterations + 1)
     if not math.isfinite(loss):
         return after, Verdict(fire=False, reason="diverged")
-    z = statistic(gain) if gain is not None and config.kind in {"paired", "strict"} else None
+    z = z if config.kind in {"paired", "strict"} else None
     threshold: float | None = state.threshold if z is not None else None
     reason = _reason(after, config, loss=loss, z=z, norm=norm)
     if config.kind == "norm" and state.norm is not None:

@@ -19,10 +19,12 @@ from hermes_iot.protocol.limits import INTEGER_MAX
 
 if TYPE_CHECKING:
     from hermes_iot.runtime.bench.cells import Row, Setting
+    from hermes_iot.runtime.bench.presets import Part
     from hermes_iot.runtime.bench.run import Comparison, Done
 
 _SEEDS_MAX = 100
-_PATIENCE = 10
+#: Options that no part of a preset names.
+_UNSAID = {"data": None, "virtual": None}
 #: Options that decide no number.
 _SHOWS = frozenset({"jobs", "data_dir", "out", "plain", "as_json", "config", "verbose"})
 
@@ -32,7 +34,11 @@ def bench(
     *,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", help="paper: the paper's comparison. quick: digits, under a minute and a half."),
+        typer.Option(
+            "--preset",
+            help="paper: the paper's comparison. fleets: other fleets, rows and links. gates: those of hermes-plus. "
+            "quick: digits, under a minute and a half. Other options win over a preset's.",
+        ),
     ] = None,
     ablate: Annotated[
         bool, typer.Option("--ablate", help="hermes-plus with one part switched off at a time, instead of strategies.")
@@ -78,9 +84,13 @@ def bench(
     ] = None,
     long: Annotated[bool, typer.Option("--long", help="Run on beyond the targets, to the stop rule.")] = False,
     patience: Annotated[
-        int,
-        typer.Option("--patience", min=0, help="Aggregations of the paper's stop rule; 0 = do not wait for it."),
-    ] = _PATIENCE,
+        int | None,
+        typer.Option(
+            "--patience",
+            min=0,
+            help="Aggregations of the paper's stop rule; 0 = do not wait for it. [default: 10, or the preset's]",
+        ),
+    ] = None,
     virtual: Annotated[
         str | None, typer.Option("--virtual", help="End a cell after this virtual time. [default: the workload's]")
     ] = None,
@@ -168,38 +178,47 @@ def _plan(
     preset: str | None,
     ablate: bool,
     workload: str | None,
-    fleet: str | None,
-    link: str | None,
     chosen: str | None,
     only: bool,
     seeds: str | None,
     **others: Any,
 ) -> tuple[tuple[Comparison, ...], str]:
-    """What to run, and a name for it.
+    """What to run, and a name for it. `others` are options of `_setting`, None where nobody gave them.
 
     Raises:
         UsageError: a word, name or number that cannot be used.
     """
-    from hermes_iot.runtime.bench.presets import FLEET, LINK, PRESETS, Part
+    from hermes_iot.runtime.bench.presets import PRESETS, Part
     from hermes_iot.runtime.bench.run import Comparison
 
     if preset is not None and preset not in PRESETS:
         raise UsageError(f"there is no preset {preset!r}", mend=f"Use {' or '.join(PRESETS)}")
     parts = PRESETS[preset] if preset else (Part(workload="digits-mlp"),)
-    if workload is not None:  # a preset's rows and seeds, on workloads of one's own
-        parts = tuple(replace(parts[0], workload=word.strip()) for word in workload.split(",") if word.strip())
-    if not parts:
-        raise UsageError("--workload names nothing", mend="Use e.g. mnist-mlp")
-    plan = tuple(
-        Comparison(
-            setting=_setting(part.workload, fleet=fleet or FLEET, link=link or LINK, ablate=ablate, **others),
-            rows=_rows(chosen or part.strategies, ablate=ablate, only=only),
+    if workload is not None:
+        parts = _on(parts, [word.strip() for word in workload.split(",") if word.strip()])
+    given = {name: value for name, value in others.items() if value is not None}
+    plan: dict[str, Comparison] = {}
+    for part in parts:
+        known = {name: getattr(part, name) for name in ("fleet", "link", "dirichlet", "targets", "patience")}
+        one = Comparison(
+            setting=_setting(part.workload, ablate=ablate, **{**_UNSAID, **known, **given}),
+            rows=_rows(chosen or part.strategies, ablate=ablate, only=only or part.only),
             seeds=_seeds(seeds or part.seeds),
         )
-        for part in parts
-    )
-    name = preset or (plan[0].setting.name if len(plan) == 1 else f"{len(plan)}-workloads")
-    return plan, f"{name}-ablation" if ablate else name
+        plan.setdefault(one.setting.name, one)  # where an option makes parts equal the first of them counts
+    name = preset or (next(iter(plan)) if len(plan) == 1 else f"{len(plan)}-workloads")
+    return (*plan.values(),), f"{name}-ablation" if ablate else name
+
+
+def _on(parts: tuple[Part, ...], workloads: list[str]) -> tuple[Part, ...]:
+    """A preset's parts on these workloads, else all of them put on one that it has not; targets are then not theirs."""
+    if not workloads:
+        raise UsageError("--workload names nothing", mend="Use e.g. mnist-mlp")
+    chosen: list[Part] = []
+    for word in workloads:
+        own = [part for part in parts if part.workload == word]
+        chosen += own or [replace(part, workload=word, targets=None) for part in parts]
+    return tuple(chosen)
 
 
 def _rows(text: str, *, ablate: bool, only: bool) -> tuple[Row, ...]:
@@ -226,6 +245,7 @@ def _setting(
 ) -> Setting:
     from hermes_iot.reporting.units import parse_duration
     from hermes_iot.runtime.bench.cells import Setting
+    from hermes_iot.runtime.bench.presets import PATIENCE
     from hermes_iot.runtime.bench.workloads import workload_of
     from hermes_iot.runtime.simulation.profiles import fleet_of, link_of
 
@@ -243,7 +263,7 @@ def _setting(
         link=link_of(link),
         link_name=link,
         dirichlet=dirichlet,
-        patience=patience or _PATIENCE,
+        patience=patience or PATIENCE,
         await_patience=patience > 0 and not ablate,
         long=long,
         virtual_s=parse_duration(virtual) if virtual is not None else None,

@@ -72,6 +72,7 @@ class WhatIf:
 
     def told(self, settings: RunConfig) -> dict[str, Any]:
         """What a simulation's document has besides: what was, and what the gate alone would have done."""
+        from hermes_iot.runtime.simulation.gates import counted, gates_of
         from hermes_iot.runtime.simulation.regate import gate_of, regate
 
         recording = self.recording
@@ -81,6 +82,8 @@ class WhatIf:
         gate = gate_of(recording.config, settings)
         if gate is not None and recording.iterations:
             told["regate"] = regate(recording.iterations, gate)
+        if gates_of(recording.config) is not None:
+            told["recorded_gates"] = counted(recording.iterations, recording.config, settings)
         return told
 
 

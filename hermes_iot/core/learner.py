@@ -20,9 +20,11 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from hermes_iot.algorithms.compression import pack, pack_with_feedback
 from hermes_iot.algorithms.strategies.base import Decision, Strategy, Work
-from hermes_iot.algorithms.trees import is_finite, sha256
+from hermes_iot.algorithms.trees import is_finite, norm, sha256
 from hermes_iot.domain import DeviceId, Params, Probe, Ranges, Trained, TrainJob, stable_int
 from hermes_iot.protocol.messages import Allocation, RunManifest
 
@@ -49,6 +51,7 @@ class Learner:
         iterations, published, mini_batches, diverged: counters of this process in this run.
         since_push, steps_since_push: local iterations and mini-batches that the next push would stand for.
         decision, loss: of the newest iteration.
+        moved: where a strategy displaces, how far the newest iteration ended from where a displacement pushed then begins.
         outgoing: after a decision to push; else None.
         summoned: the fleet wants a push at the end of this iteration, whatever the strategy decides.
     """
@@ -74,6 +77,7 @@ class Learner:
         self.base_sha256 = ""
         self.decision = Decision(push=False, why="")
         self.loss: float | None = None
+        self.moved: float | None = None
         self.outgoing: Outgoing | None = None
         self.summoned = False
         self.iterations = 0
@@ -193,7 +197,7 @@ class Learner:
         self.steps_since_push += result.mini_batches
         if self._manifest.data.sampling == "walk":
             self._walked += result.samples
-        self.outgoing = None
+        self.outgoing = self.moved = None
         self.loss = result.loss if math.isfinite(result.loss) else None
         sound = self.loss is not None and is_finite(result.params)
         if self._arrived is not None and not self.regime.displaces:
@@ -214,6 +218,7 @@ class Learner:
         assert self._origin is not None  # noqa: S101 - it is there with the base
         before = self._policy
         policy, decision = self._strategy.observe(before, result, self._origin)
+        self.moved = _distance(result.params, self._origin) if self.regime.displaces else None
         if self.summoned and not decision.push:
             decision = replace(decision, push=True, why="summoned")
         if hold and decision.push:
@@ -263,3 +268,10 @@ class Learner:
         assert self.base is not None  # noqa: S101 - there is no job without a model
         self._policy, judged = self._strategy.observe(self._policy, replace(result, loss=math.nan), self.base)
         self.decision = replace(judged, push=False, why="diverged")
+
+
+def _distance(one: Params, other: Params) -> float | None:
+    """Euclidean; None where the difference leads out of float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        length = norm(one - other)
+    return length if math.isfinite(length) else None

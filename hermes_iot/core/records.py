@@ -62,6 +62,7 @@ def iterated(device: DeviceId, metrics: Metrics) -> Record:
         "z": metrics.z,
         "threshold": metrics.threshold,
         "published": metrics.published,
+        "norm": metrics.norm,
     }
     return Record(event="iteration", fields=fields)
 

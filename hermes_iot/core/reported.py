@@ -112,6 +112,7 @@ def metrics_of(
         z=learner.decision.z,
         threshold=learner.decision.threshold,
         published=learner.decision.push,
+        norm=learner.moved,
     )
 
 
@@ -128,5 +129,6 @@ def iteration_record(learner: Learner, *, batch: int, result: Trained, seconds: 
         "threshold": decision.threshold,
         "gate": decision.why,
         "published": decision.push,
+        "norm": learner.moved,
     }
     return Record(event="iteration", fields=fields)

@@ -264,7 +264,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """``up/{device}/metrics``, QoS 0: one local iteration."""
+    """``up/{device}/metrics``, QoS 0: one local iteration.
+
+    Attributes:
+        norm: length of the displacement that a push would have sent; None where none is sent.
+    """
 
     run: Name
     session: Count
@@ -277,6 +281,7 @@ class Metrics:
     z: float | None
     threshold: float | None
     published: bool
+    norm: float | None = None
     v: Literal[1] = 1
 
 

@@ -47,7 +47,13 @@ def accuracy(lines: Sequence[Line], *, targets: Sequence[float], across: str) ->
         for number, line in enumerate(lines):
             colour, dashes = _COLOURS[number % len(_COLOURS)], _DASHES[number // len(_COLOURS) % len(_DASHES)]
             axes.plot(
-                line.x, line.median, color=colour, linestyle=dashes, linewidth=1.8, label=clean(line.label, _LABEL_MAX)
+                line.x,
+                line.median,
+                color=colour,
+                linestyle=dashes,
+                linewidth=1.8,
+                label=clean(line.label, _LABEL_MAX),
+                zorder=3 - number / (1 + len(lines)),  # variants of a row, which come after it, do not hide it
             )
             axes.fill_between(line.x, line.least, line.most, color=colour, alpha=0.12, linewidth=0)
         _scales(axes, lines, bottom=bottom, across=across)

@@ -11,12 +11,15 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from hermes_iot.reporting.bench_overview import overview
+from hermes_iot.reporting.bench_words import markdown, megabytes, percent, speedup, times
+from hermes_iot.reporting.gates import OPEN_LOOP, shares_of
 from hermes_iot.reporting.units import NOTHING, format_factor, format_seconds, format_share
 
 REFERENCE: Final = "bsp"
 ALONE: Final = "single"
+WHOLE: Final = "hermes-plus"
 TUNED: Final = "bsp-tuned"
-_MB: Final = 1e6
 
 #: Why its figures compare nothing.
 FLATTERS: Final = (
@@ -115,11 +118,14 @@ def report(results: Mapping[str, Any], *, pictures: Mapping[str, Sequence[str]],
             f" {', '.join(f'{name} {version}' for name, version in results['versions'].items())}."
         ),
     ]
+    if len(results["comparisons"]) > 1:
+        lines += ["", "## Overview", "", *overview(results["comparisons"])]
     for one in results["comparisons"]:
         lines += ["", f"## {one['name']}", "", *_setup(one["setup"]), *_failed(one["failed"])]
         for table in one["tables"]:
             lines += ["", f"### To {percent(table['target'])} test accuracy", "", *_table(table["rows"])]
             lines += ["", *(f"- {sentence}" for sentence in findings(table))]
+        lines += _gates(one["cells"])
         lines += _stops(one, results["stop_rule"])
         lines += [line for name in pictures.get(one["name"], ()) for line in ("", f"![{name}]({name})")]
     lines += ["", "## How to read it", "", *(f"- {note}" for note in _NOTES)]
@@ -152,8 +158,9 @@ def findings(table: Mapping[str, Any]) -> list[str]:
     reached = {label: row for label, row in rows.items() if row["t_s"]["median"] is not None}
     sentences = []
     for label, row in reached.items():
-        if label.startswith("hermes") and row["speedup"] is not None and reference is not None:
+        if label.startswith("hermes") and row["speedup"] is not None and reference is not None and not _is_part(label):
             sentences.append(_against(row, reference, target))
+    sentences += _parts(reached)
     for other, what in ((ALONE, "one fast board alone with all the data it may have"), (TUNED, "BSP set with care")):
         if other in reached:
             ahead = [label for label, row in reached.items() if _median(row) < _median(reached[other])]
@@ -166,11 +173,6 @@ def findings(table: Mapping[str, Any]) -> list[str]:
                 f" (its cells ended by: {', '.join(row['ends'])})."
             )
     return sentences
-
-
-def percent(share: float) -> str:
-    """``98 %``, ``98.5 %``."""
-    return f"{share * 100:g} %"
 
 
 def cells_of(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -189,25 +191,6 @@ def cells_of(row: Mapping[str, Any]) -> tuple[str, ...]:
         _count(row["samples"]["median"]),
         _accuracy(row["final_accuracy"]["median"]),
     )
-
-
-def times(spread: Mapping[str, float | None]) -> str:
-    """``87.0 s [78.0 s - not reached]``."""
-    median, least, most = (
-        format_seconds(spread[name]) if spread[name] is not None else "not reached"
-        for name in ("median", "least", "most")
-    )
-    return median if least == most else f"{median} [{least} - {most}]"
-
-
-def speedup(ratio: Mapping[str, Any] | None) -> str:
-    """``13.9x``, ``>4.2x``, ``-``."""
-    return NOTHING if ratio is None else f"{ratio['bound']}{format_factor(ratio['value'])}"
-
-
-def megabytes(count: float | None) -> str:
-    """Bytes in MB, so that a column can be compared."""
-    return NOTHING if count is None else f"{count / _MB:.3g}" if count < 1000 * _MB else f"{count / _MB:.0f}"
 
 
 def _setup(setup: Mapping[str, Any]) -> Iterator[str]:
@@ -248,7 +231,7 @@ def _failed(failed: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    yield from _markdown(_COLUMNS, [cells_of(row) for row in rows])
+    yield from markdown(_COLUMNS, [cells_of(row) for row in rows])
 
 
 def _stops(one: Mapping[str, Any], rule: Mapping[str, Any]) -> Iterator[str]:
@@ -260,9 +243,10 @@ def _stops(one: Mapping[str, Any], rule: Mapping[str, Any]) -> Iterator[str]:
     often = (
         f" A model is measured at most every {measure_s:g} s here, so N is counted that coarsely." if measure_s else ""
     )
-    yield f"{FLATTERS}{often}"
+    short = "" if one["setup"]["await_patience"] else " Cells were not run on until it held: many ended before."
+    yield f"{FLATTERS}{often}{short}"
     yield ""
-    yield from _markdown(heads, [_stop_cells(row) for row in one["paper_stop"]["rows"]])
+    yield from markdown(heads, [_stop_cells(row) for row in one["paper_stop"]["rows"]])
     if any(row["reached"] for row in one["stop_rule"]["rows"]):
         yield ""
         yield (
@@ -272,7 +256,32 @@ def _stops(one: Mapping[str, Any], rule: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield "The same work of the whole fleet for every row. Cells that were ended at their target are not in here."
         yield ""
-        yield from _markdown(heads, [_stop_cells(row) for row in one["stop_rule"]["rows"] if row["reached"]])
+        yield from markdown(heads, [_stop_cells(row) for row in one["stop_rule"]["rows"] if row["reached"]])
+
+
+def _gates(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What each gate would have sent, of every row that has such gates; seeds together."""
+    by_label: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        if cell["gates"] is not None:
+            by_label.setdefault(cell["label"], []).append(cell["gates"])
+    if not by_label:
+        return
+    yield ""
+    yield "### What each gate would have sent"
+    yield ""
+    yield (
+        "Part of a row's own iterations, all seeds together, until its cells ended; what a gate decides by is not"
+        f" recorded where it was not measured. It is {OPEN_LOOP}. z-score is the paper's gate, on the losses of training."
+    )
+    yield ""
+    shares = {label: shares_of(several) for label, several in by_label.items()}
+    kinds = [*next(iter(shares.values()))]
+    rows = [
+        (label, f"{sum(one['iterations'] for one in by_label[label]):,}", *(found[kind] for kind in kinds))
+        for label, found in shares.items()
+    ]
+    yield from markdown(("strategy", "iterations", *kinds), rows)
 
 
 def _stop_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -287,13 +296,6 @@ def _stop_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(heads)} |"
-    yield f"|---|{'---:|' * (len(heads) - 1)}"
-    for row in rows:
-        yield f"| {' | '.join(cell.replace('|', '/') for cell in row)} |"
-
-
 def _against(row: Mapping[str, Any], reference: Mapping[str, Any], target: str) -> str:
     ratio, own = row["speedup"], format_seconds(_median(row))
     seeds = f"median of {row['seeds']} seeds" if row["seeds"] > 1 else "one seed"
@@ -303,6 +305,29 @@ def _against(row: Mapping[str, Any], reference: Mapping[str, Any], target: str) 
     much = f"{format_factor(ratio['value'])} sooner" if ratio["value"] > 1 else "no sooner"
     compared = f"`{row['label']}` reaches {target} {much} than BSP: {own} against {theirs} ({seeds})"
     return f"{compared}, with {format_share(row['model_share'])} of its model bytes."
+
+
+def _is_part(label: str) -> bool:
+    """Of an ablation: ``hermes-plus - momentum``, ``hermes-plus + barrier``."""
+    return label.startswith((f"{WHOLE} - ", f"{WHOLE} + "))
+
+
+def _parts(reached: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """hermes-plus with one part off at a time, against the whole: one sentence for all of them."""
+    whole = reached.get(WHOLE)
+    parts = {label: row for label, row in reached.items() if _is_part(label)}
+    if whole is None or not parts:
+        return
+    said = [
+        f"`{label.removeprefix(WHOLE).strip()}` {format_factor(_median(row) / _median(whole))},"
+        f" {format_factor(row['bytes_model']['median'] / whole['bytes_model']['median'])}"
+        for label, row in parts.items()
+    ]
+    megabytes_of_whole = megabytes(whole["bytes_model"]["median"])
+    yield (
+        f"Time and model bytes against the whole `{WHOLE}` ({format_seconds(_median(whole))}, {megabytes_of_whole} MB):"
+        f" {'; '.join(said)}."
+    )
 
 
 def _median(row: Mapping[str, Any]) -> float:

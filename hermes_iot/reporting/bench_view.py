@@ -14,11 +14,13 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from hermes_iot.reporting.bench_report import findings, megabytes, percent, speedup
+from hermes_iot.reporting.bench_report import findings
+from hermes_iot.reporting.bench_words import megabytes, percent, speedup
 from hermes_iot.reporting.terminal import Printable, clean
 from hermes_iot.reporting.units import NOTHING, format_seconds, format_share
 
 _NAME_MAX = 60
+_SENTENCE_MAX = 1000
 
 
 class Progress:
@@ -81,7 +83,7 @@ def render(results: Mapping[str, Any], console: Console, *, written: Sequence[Pa
         parts.append(Text(clean(one["name"], _NAME_MAX), style="bold"))
         for table in one["tables"]:
             parts += [_heading(f"To {percent(table['target'])} test accuracy"), _indented(_table(table["rows"]))]
-            parts += [_indented(Text(f"- {clean(words.replace('`', ''), 400)}")) for words in findings(table)]
+            parts += [_indented(Text(f"- {clean(words.replace('`', ''), _SENTENCE_MAX)}")) for words in findings(table)]
         parts += [_indented(Text(f"failed: {clean(_who(cell))}", style="bold red")) for cell in one["failed"]]
         parts.append(Text(""))
     parts += [
@@ -93,13 +95,14 @@ def render(results: Mapping[str, Any], console: Console, *, written: Sequence[Pa
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for word in ("strategy", "time", "reached", "x BSP", "model MB", "of BSP's", "iter/push", "accuracy"):
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
+    for word in ("strategy", "time", "seeds", "x BSP", "model MB", "of BSP's", "iter/push", "accuracy"):
         table.add_column(word, justify="left" if word == "strategy" else "right")
-    for row in rows:
+    names = _nested([row["label"] for row in rows])
+    for row, name in zip(rows, names, strict=True):
         pushes, accuracy = row["iterations_per_push"]["median"], row["final_accuracy"]["median"]
         table.add_row(
-            Text(clean(row["label"], _NAME_MAX)),
+            Text(f"  {clean(name, _NAME_MAX)}" if name != row["label"] else clean(name, _NAME_MAX)),
             format_seconds(row["t_s"]["median"]),
             f"{row['reached']}/{row['seeds']}",
             speedup(row["speedup"]),
@@ -109,6 +112,16 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
             format_share(accuracy),
         )
     return table
+
+
+def _nested(labels: Sequence[str]) -> list[str]:
+    """Variants under their strategy, without its name again: a table must fit into 80 columns."""
+    shown, above = [], ""
+    for label in labels:
+        is_variant = bool(above) and label.startswith(f"{above} ")
+        above = above if is_variant else label
+        shown.append(label.removeprefix(above).strip() if is_variant else label)
+    return shown
 
 
 def _who(fields: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from hermes_iot.reporting.simulated import gates_part
 from hermes_iot.reporting.summary import DEVICES_MAX, WIDTH_MAX
 from hermes_iot.reporting.terminal import Printable, clean, shorten
 from hermes_iot.reporting.units import NOTHING, format_bytes, format_loss, format_seconds, format_share
@@ -31,7 +32,7 @@ def compare(document: Mapping[str, Any], console: Console) -> None:
     """Print the comparison.
 
     Args:
-        document: a simulation's, with ``recorded``, ``left_out`` and perhaps ``regate``.
+        document: a simulation's, with ``recorded``, ``left_out`` and perhaps ``regate`` or ``recorded_gates``.
         console: where.
     """
     before = document["recorded"]
@@ -50,6 +51,8 @@ def compare(document: Mapping[str, Any], console: Console) -> None:
         parts.append(_note(f"left out, as nobody measured their speed: {names}"))
     if "regate" in document:
         parts += _regate(document["regate"])
+    if "recorded_gates" in document:
+        parts += _gates(document["recorded_gates"])
     console.print(Printable(Group(*parts)), width=min(console.width, WIDTH_MAX))
 
 
@@ -72,6 +75,13 @@ def _regate(found: Mapping[str, Any]) -> list[RenderableType]:
         Padding(table, (0, 0, 0, 2)),
         _note(f"after the first difference the losses would have been others{lost}"),
     ]
+
+
+def _gates(found: Mapping[str, Any] | None) -> list[RenderableType]:
+    """The gates of hermes-plus on the recorded iterations."""
+    if found is None:
+        return [_note("what each gate would have pushed was not recorded: that takes --telemetry full")]
+    return gates_part(found, "What each gate would have pushed of the recorded iterations")
 
 
 def _table(*words: str) -> Table:

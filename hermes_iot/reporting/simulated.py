@@ -14,6 +14,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from hermes_iot.reporting.gates import lines_of, notes_of
 from hermes_iot.reporting.summary import DEVICES_MAX, WIDTH_MAX
 from hermes_iot.reporting.terminal import Printable, clean, labelled, shorten
 from hermes_iot.reporting.units import (
@@ -94,9 +95,23 @@ def render(document: Mapping[str, Any], console: Console, *, written: Path | Non
         _heading("Payload over all links"),
         _indented(_traffic(document["links"])),
     ]
+    if "gates" in document:
+        parts += gates_part(document["gates"], "What each gate would have pushed")
     if written is not None:
         parts += [_heading("Files"), _indented(Text(clean(written)))]
     console.print(Printable(Group(*parts)), width=min(console.width, WIDTH_MAX))
+
+
+def gates_part(found: Mapping[str, Any], heading: str) -> list[RenderableType]:
+    """The table of `gates`, with what must be said beside it."""
+    table = _table(
+        ("gate", "left"), *((word, "right") for word in ("pushes", "of iterations", "pushed by the run, too"))
+    )
+    for line in lines_of(found):
+        table.add_row(*line)
+    about = f"of {found['iterations']:,} iterations the run pushed {found['published']:,}"
+    notes = [_indented(Text(words, style="dim")) for words in (about, *notes_of(found))]
+    return [_heading(heading), _indented(table), *notes]
 
 
 def _outcome(document: Mapping[str, Any]) -> Table:

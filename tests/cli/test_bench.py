@@ -8,6 +8,8 @@ import textwrap
 import pytest
 
 from hermes_iot.cli import main
+from hermes_iot.errors import UsageError
+from hermes_iot.runtime.bench.presets import PRESETS
 
 FLEET = """
     batch_s = 0.01
@@ -96,7 +98,7 @@ def test_a_cell_that_fails_is_shown_and_told_by_the_exit_code(capsys, room):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--preset", "huge"], "there is no preset 'huge'. Use paper or quick"),
+        (["--preset", "huge"], "there is no preset 'huge'. Use paper or fleets or gates or quick"),
         (["--workload", "mnist-mpl"], "Did you mean 'mnist-mlp'?"),
         (["--workload", ","], "--workload names nothing"),
         (["--fleet", "azure13"], "Did you mean 'azure12'?"),
@@ -132,3 +134,69 @@ def test_an_ablation_switches_one_part_off_at_a_time(capsys, room):
     assert labels[:2] == ["bsp", "hermes-plus"]
     assert {"hermes-plus - momentum", "hermes-plus + barrier", "hermes-plus no gate"} <= set(labels)
     assert (room / "bench" / "cost-three-wifi20-ablation" / "report.md").is_file()
+
+
+# --- presets ----------------------------------------------------------------------------------------------------------
+
+
+def planned(monkeypatch, *words):
+    """What the command would run."""
+    plans = []
+
+    def refused(plan, **_options):
+        plans.append(plan)
+        raise UsageError("enough seen")
+
+    monkeypatch.setattr("hermes_iot.runtime.bench.run.run", refused)
+    assert main(["bench", *words]) == 2
+    return plans[0]
+
+
+def about(plan):
+    return [(one.setting.name, [f"{target:g}" for target in one.setting.workload.targets]) for one in plan]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_parts_of_a_preset_have_names_of_their_own(monkeypatch, preset):
+    plan = planned(monkeypatch, "--preset", preset)
+    names = [one.setting.name for one in plan]
+    assert len(set(names)) == len(names) == len(PRESETS[preset])
+    assert all(one.rows[0].label == "bsp" for one in plan), "what everything is held against"
+
+
+def test_a_part_names_its_boards_link_rows_and_targets(monkeypatch):
+    plan = planned(monkeypatch, "--preset", "fleets")
+    assert about(plan) == [
+        ("mnist-mlp-equal12-wifi20", ["0.97", "0.98"]),
+        ("mnist-mlp-extreme12-wifi20", ["0.97"]),
+        ("mnist-mlp-mild12-wifi20", ["0.97", "0.98"]),
+        ("mnist-mlp-azure12-wifi20-dirichlet0.3", ["0.97"]),
+        ("mnist-mlp-azure12-slow1", ["0.97", "0.98"]),
+    ]
+    assert max(group.slowness for group in plan[1].setting.fleet.groups) == 30
+    assert plan[4].setting.link.up_mbit == 1
+    assert [row.label for row in plan[4].rows][-1] == "hermes-plus lean"
+    assert {one.seeds for one in plan} == {(0, 1, 2)}
+    assert not any(one.setting.await_patience for one in plan)
+
+
+def test_what_is_said_on_the_command_line_wins_over_a_part(monkeypatch):
+    words = ["--targets", "0.9", "--patience", "7", "--seeds", "5", "--strategies", "bsp", "--only"]
+    plan = planned(monkeypatch, "--preset", "fleets", *words)
+    assert {targets[0] for _, targets in about(plan)} == {"0.9"}
+    assert {(one.setting.patience, one.setting.await_patience, one.seeds, len(one.rows)) for one in plan} == {
+        (7, True, (5,), 1)
+    }
+    # Three of its parts differ in their fleets alone.
+    names = [name for name, _ in about(planned(monkeypatch, "--preset", "fleets", "--fleet", "pi-mix"))]
+    assert names == ["mnist-mlp-pi-mix-wifi20", "mnist-mlp-pi-mix-wifi20-dirichlet0.3", "mnist-mlp-pi-mix-slow1"]
+
+
+def test_a_preset_goes_to_workloads_of_ones_own(monkeypatch):
+    (one,) = planned(monkeypatch, "--preset", "paper", "--workload", "mnist-cnn")
+    assert len(one.rows) == 7, "its own part for that workload"
+    two = planned(monkeypatch, "--preset", "gates", "--workload", "digits-mlp")
+    assert about(two) == [
+        ("digits-mlp-azure12-wifi20", ["0.93", "0.95"]),
+        ("digits-mlp-azure12-wifi20-dirichlet0.3", ["0.93", "0.95"]),
+    ]

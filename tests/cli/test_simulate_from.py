@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 
@@ -20,6 +21,8 @@ def runs(tmp_path_factory):
         task="cost", strategy="hermes", seed=4, telemetry="full", constants={"gate": {"max_age": 7}}, rules=RULES
     )
     record(base / "one", config, virtual_s=60)
+    record(base / "plus", RunConfig(task="cost", seed=4, telemetry="full", rules=RULES), virtual_s=60)
+    record(base / "silent", RunConfig(task="cost", seed=4, rules=StopRules(max_wall_s=5)), virtual_s=5)
     return base
 
 
@@ -78,6 +81,27 @@ def test_a_person_sees_both_runs_in_one_table(capsys):
     assert len(row.split()) == 5
     assert "This gate on the recorded losses" in out
     assert "slow-1" in out
+
+
+def test_what_each_gate_would_have_pushed_is_told_of_both_runs(capsys):
+    assert main(["simulate", "--from", "plus", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    for found in (document["gates"], document["recorded_gates"]):
+        own = found["would_push"]["paired"]
+        assert own["pushes"] == own["both"] == found["published"] > 10
+        assert found["would_push"]["strict"] is None
+    assert document["recorded_gates"]["published"] == pytest.approx(document["recorded"]["updates_published"], abs=8)
+    assert main(["simulate", "--from", "plus"]) == 0
+    out = capsys.readouterr().out
+    assert "What each gate would have pushed of the recorded iterations" in out
+    assert re.search(r"strict +not recorded", out)
+    assert re.search(r"paired \(it ran\) +\d+", out)
+    assert "an open-loop count" in out
+
+
+def test_a_run_without_telemetry_says_that_its_gates_were_not_recorded(capsys):
+    assert main(["simulate", "--from", "silent"]) == 0
+    assert "was not recorded: that takes --telemetry full" in capsys.readouterr().out
 
 
 def test_the_environment_says_nothing_about_a_run_that_was(capsys, monkeypatch):

@@ -168,6 +168,7 @@ _ALL: tuple[Message, ...] = (
         z=-1.75,
         threshold=-1.5,
         published=True,
+        norm=0.75,
     ),
     Response(id="tx-001", status="ok", detail="resent update 9"),
 )

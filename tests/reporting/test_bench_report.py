@@ -8,8 +8,9 @@ from rich.console import Console
 
 from hermes_iot.reporting import bench_plots
 from hermes_iot.reporting.bench_plots import LANES_MAX, lanes_of, lines_of, time_shares, write_pictures
-from hermes_iot.reporting.bench_report import csv_of, findings, megabytes, report, speedup, times
+from hermes_iot.reporting.bench_report import csv_of, findings, report
 from hermes_iot.reporting.bench_view import Progress, render
+from hermes_iot.reporting.bench_words import megabytes, speedup, times
 
 SETUP = {
     "workload": "mnist-mlp",
@@ -29,6 +30,7 @@ SETUP = {
     "link": {"name": "wifi20", "up_mbit": 20, "down_mbit": 20, "latency_s": 0.02},
     "grid_s": 1.0,
     "measure_s": 0.0,
+    "await_patience": True,
     "rows": [
         {"label": "bsp", "changed": {}, "strategy": "bsp", "codec": None, "codec_down": None},
         {
@@ -89,6 +91,7 @@ def results(rows=(BSP, LEAN, SINGLE, TUNED, LOST), failed=()):
             "end": {"kind": "target", "t_s": 10.0},
             "at_end": effort(10.0),
             "best_accuracy": 0.981,
+            "gates": None,
         }
         for label in ("bsp", "asp")
         for seed in (0, 1)
@@ -122,6 +125,26 @@ def test_a_table_shows_times_bytes_and_how_many_seeds_got_there():
     assert heads.count("|") == lines[lines.index(heads) + 2].count("|")
 
 
+def test_several_parts_begin_with_one_table_of_them_all():
+    (one,) = results()["comparisons"]
+    some = row("hermes", 100.0, reached=1, ratio=2.0)
+    other = {**one, "name": "mnist-mlp-equal12-wifi20", "tables": [{"target": 0.97, "rows": [BSP, some]}]}
+    text = report({**results(), "comparisons": [one, other]}, pictures={}, command="")
+    table = text[text.index("## Overview") : text.index("## mnist-mlp-azure12-wifi20")].splitlines()
+    assert table[4:] == [
+        "| strategy | mnist-mlp-azure12-wifi20, 98 % | mnist-mlp-equal12-wifi20, 97 % |",
+        "|---|---:|---:|",
+        "| bsp | 1x, 20m00s, 230 MB | 1x, 20m00s, 230 MB |",
+        "| hermes-plus lean | 12x, 1m40s, 20 MB | - |",
+        "| single | 15x, 1m20s, 20 MB | - |",
+        "| bsp-tuned | 2.8x, 7m10s, 20 MB | - |",
+        "| asp | not reached | - |",
+        "| hermes | - | 2x, 1m40s, 20 MB (1/2) |",
+        "",
+    ]
+    assert "## Overview" not in report(results(), pictures={}, command="")
+
+
 def test_a_report_says_what_was_run():
     text = report(results(), pictures={"mnist-mlp-azure12-wifi20": ["a-time.png"]}, command="hermes-iot bench --x")
     assert "    hermes-iot bench --x" in text
@@ -136,6 +159,35 @@ def test_the_papers_rule_is_never_shown_without_what_is_wrong_with_it():
     text = report(results(), pictures={}, command="")
     heading = text.index("Stopped by the paper's rule: 10 aggregations")
     assert "Not comparable" in text[heading:].splitlines()[2]
+
+
+def gates(pushes, *, strict=None):
+    counts = {"paired": pushes, "strict": strict, "none": 40}
+    would = {kind: {"pushes": count, "both": 0} if count is not None else None for kind, count in counts.items()}
+    return {
+        "gate": "paired",
+        "iterations": 40,
+        "passed_over": 0,
+        "published": 10,
+        "loss": "training",
+        "would_push": would,
+    }
+
+
+def test_what_each_gate_would_have_sent_is_a_part_of_a_rows_own_iterations():
+    document = results()
+    document["comparisons"][0]["cells"][2]["gates"] = gates(10)
+    document["comparisons"][0]["cells"][3]["gates"] = gates(20, strict=5)
+    lines = report(document, pictures={}, command="").splitlines()
+    at = lines.index("### What each gate would have sent")
+    assert "open-loop" in lines[at + 2]
+    # 30 of 80; one of the two seeds did not record what strict decides by.
+    assert lines[at + 4 : at + 7] == [
+        "| strategy | iterations | pushed | paired | strict | none |",
+        "|---|---:|---:|---:|---:|---:|",
+        "| asp | 80 | 25.0 % | 37.5 % | not recorded | 100.0 % |",
+    ]
+    assert "each gate" not in report(results(), pictures={}, command="")
 
 
 def test_a_failed_cell_stands_at_the_top_with_its_command():
@@ -156,6 +208,22 @@ def test_sentences_say_what_the_table_says_and_no_more():
         "`bsp-tuned`, BSP set with care, takes 7m10s. Sooner than it: hermes-plus lean, single.",
         "`asp` reached 98 % with 0 of 2 seeds (its cells ended by: plateau).",
     ]
+
+
+def test_an_ablation_holds_the_parts_against_the_whole():
+    whole = row("hermes-plus", 100.0, ratio=12.0, share=0.1)
+    parts = [row("hermes-plus - momentum", 140.0, ratio=8.0, model=3e7), row("hermes-plus + barrier", None, reached=0)]
+    found = findings({"target": 0.98, "rows": [BSP, whole, *parts]})
+    assert len(found) == 3
+    assert found[1] == ("Time and model bytes against the whole `hermes-plus` (1m40s, 20 MB): `- momentum` 1.4x, 1.5x.")
+    assert found[2].startswith("`hermes-plus + barrier` reached 98 % with 0 of 2 seeds")
+
+
+def test_where_cells_were_not_run_on_for_the_papers_rule_it_says_so():
+    document = results()
+    assert "not run on" not in report(document, pictures={}, command="")
+    document["comparisons"][0]["setup"] = {**SETUP, "await_patience": False}
+    assert "Cells were not run on until it held" in report(document, pictures={}, command="")
 
 
 def test_a_strategy_that_is_behind_is_said_to_be():
@@ -214,6 +282,23 @@ def test_a_person_sees_tables_sentences_and_files(tmp_path):
     assert "failed: ssp, seed 4" in text
     assert "report.md" in text
     assert "no plots: [sorry]" in text
+
+
+def test_variants_stand_under_their_strategy_and_fit_into_80_columns():
+    out = io.StringIO()
+    variants = [
+        row(f"hermes-plus - {part}", 140.0, ratio=8.0, share=1.612) for part in ("momentum", "differences down")
+    ]
+    rows = (BSP, row("hermes-plus", 100.0, ratio=12.0), *variants, SINGLE)
+    render(results(rows=rows), Console(file=out, width=80), written=[], notes=[])
+    table = out.getvalue().split("accuracy")[2].splitlines()
+    assert [line.split("  ")[1:3] for line in table[1:6]] == [
+        ["bsp", ""],
+        ["hermes-plus", ""],
+        ["", "- momentum"],
+        ["", "- differences down"],
+        ["single", ""],
+    ]
 
 
 FINISHED = {"setting": "mnist", "label": "bsp [x]", "seed": 1, "end": {"reason": "cap", "t_s": 90.0}, "real_s": 5.0}

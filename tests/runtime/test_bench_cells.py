@@ -6,7 +6,7 @@ from hermes_iot.errors import UsageError
 from hermes_iot.runtime.bench import cells as cells_module
 from hermes_iot.runtime.bench.forecast import Forecast, guess
 from hermes_iot.runtime.bench.rows import ABLATIONS, NAMED, completed, row_of, rows_of
-from hermes_iot.runtime.bench.workloads import workload_of
+from hermes_iot.runtime.bench.workloads import WORKLOADS, workload_of
 from hermes_iot.runtime.simulation.profiles import LinkProfile
 from tests.support.benches import LINK, cell
 
@@ -30,6 +30,11 @@ def test_everything_that_decides_a_result_changes_its_key():
     ]
     keys = [key(one) for one in (first, *others)] + [key(first, data_sha256="e"), key(first, source="t")]
     assert len(set(keys)) == len(keys)
+
+
+def test_rows_that_a_fleet_would_have_to_get_are_paid_for():
+    """Where data are everybody's for nothing, no byte of them is counted: digits are for CI, cost has no rows."""
+    assert {one.name for one in WORKLOADS.values() if one.data_mode == "indexed"} == {"digits-mlp", "cost"}
 
 
 def test_names_do_not_change_a_key_and_defaults_written_out_neither():

@@ -108,6 +108,15 @@ def test_a_cell_that_fails_is_told_with_its_command_and_the_others_go_on(tmp_pat
     assert by.begun == [("hermes", 0), ("hermes", 1)]
 
 
+def test_a_cell_of_hermes_plus_tells_what_each_gate_would_have_pushed(tmp_path):
+    done, _ = ran(tmp_path, plan("bsp,hermes-plus norm", seeds=(0,)))
+    bsp, plus = done.results["comparisons"][0]["cells"]
+    assert bsp["gates"] is None
+    own = plus["gates"]["would_push"]["norm"]
+    assert own["pushes"] == own["both"] == plus["gates"]["published"] > 0
+    assert plus["gates"]["would_push"]["paired"] is None
+
+
 def test_progress_is_told_with_the_time_left(tmp_path):
     events = []
     ran(tmp_path, events=events)

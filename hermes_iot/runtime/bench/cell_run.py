@@ -97,6 +97,7 @@ def run_cell(
         "points": columns(outcome.curve),
         "paper_stop": {"patience": setting.patience, "t_s": patience.at_s},
         "stop_rule": {"t_s": plateau.at.t_s if plateau.at is not None else None},
+        "gates": outcome.gates,
         "summary": {name: outcome.summary[name] for name in _KEPT},
         "timeline": _clipped(outcome.timeline, workload.gantt_s),
         "log_sha256": outcome.log_sha256,

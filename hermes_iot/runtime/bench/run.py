@@ -228,7 +228,7 @@ def _compared(
             failed.append({**who, "why": failures.get(key, ""), "command": command_of(cell)})
             continue
         train_rows = document["train_rows"]
-        about = {"log_sha256": document["log_sha256"], "summary": document["summary"], "real_s": document["real_s"]}
+        about = {name: document[name] for name in ("log_sha256", "gates", "summary", "real_s")}
         cells.append({**who, **numbers(document, targets), **about, "command": command_of(cell)})
         curves.append(_curve(cell, document))
         if cell.row.label in GANTT and cell.row.label not in lanes:
@@ -298,6 +298,7 @@ def _setup(one: Comparison, train_rows: int) -> dict[str, Any]:
         "rounds_max": workload.rounds_max,
         "virtual_s": setting.virtual_s,
         "long": setting.long,
+        "await_patience": setting.await_patience,
         "rows": [
             {
                 "label": row.label,

@@ -40,8 +40,32 @@ WORKLOADS: Final[Mapping[str, Workload]] = {
             measure_s=1.0,
             validation_fraction=1 / 30,
         ),
-        Workload(name="cifar-alexnet", task="cifar10", targets=(0.4, 0.45), rounds_max=60, grid_s=5.0, measure_s=5.0),
-        Workload(name="occupancy", task="occupancy", targets=(0.95, 0.97), grid_s=0.5, plateau_s=20.0, gantt_s=30),
+        # Chosen on seed 10, which no report shows, with one batch of CIFAR-10 (10,000 rows), azure12, wifi20. 50 % comes
+        # after 34 virtual seconds with hermes-plus, 46 with single, 62 with hermes, 126 with bsp-tuned, 170 with bsp;
+        # hermes-plus learns those rows by heart from 53 % on, so a higher target would measure luck. That is 110 to 375 s
+        # of one core a cell (12 ms for a mini-batch, 1.3 s for a look at the 10,000 test rows), and three seeds of a row
+        # are about 15 minutes of one. The end at the latest is 257 virtual seconds.
+        Workload(
+            name="cifar-alexnet",
+            task="cifar10",
+            targets=(0.45, 0.5),
+            data_mode="shipped",
+            rounds_max=30,
+            grid_s=2.0,
+            measure_s=2.0,
+        ),
+        # Sensors would keep their rows, but what there is to load is one sensor's week. Cut into a stretch for each board
+        # (`--data local`) some boards hold nights alone; on seed 11 only the two BSP came to 95 %, none to 97 %. Shipped,
+        # the rows are at least paid for; on seeds 10, 11 and 13 of 10 to 13 every row tried came to both.
+        Workload(
+            name="occupancy",
+            task="occupancy",
+            targets=(0.95, 0.97),
+            data_mode="shipped",
+            grid_s=0.5,
+            plateau_s=20.0,
+            gantt_s=30,
+        ),
         # Trains nothing: for trying out the benchmark itself.
         Workload(name="cost", task="cost", targets=(0.9, 0.94), gantt_s=60),
     )

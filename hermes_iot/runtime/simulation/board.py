@@ -27,6 +27,7 @@ from hermes_iot.core.effects import (
     Prepare,
     Quit,
     Rebirth,
+    Record,
     Send,
     StoreMemory,
     StoreShard,
@@ -264,6 +265,9 @@ class SimulatedBoard:
                     self._perform(machine, machine.shard_found(sha256, found=True, now=self._world.clock.now))
                 case StoreMemory():
                     self._memory = effect
+                case Record(event="iteration", fields=fields):
+                    if self._world.gates is not None:
+                        self._world.gates.iterated(self.name, machine.memory.session, fields)
                 case Rebirth():
                     self._be_reborn(machine)
                 case Quit():

@@ -83,6 +83,7 @@ class Outcome:
         timeline: per device what it did when, see `timeline`.
         log_sha256: a hash over every event in order: equal hashes, equal runs.
         events: how many calls the clock made.
+        gates: what each gate would have pushed, see `gates`; None where the strategy is not hermes-plus.
     """
 
     summary: Mapping[str, Any]
@@ -90,6 +91,7 @@ class Outcome:
     timeline: Mapping[str, list[list[Any]]]
     log_sha256: str
     events: int
+    gates: Mapping[str, Any] | None = None
 
     def document(self) -> dict[str, Any]:
         """JSON-able; a loss may be NaN or infinite."""
@@ -99,4 +101,5 @@ class Outcome:
             "timeline": dict(self.timeline),
             "log_sha256": self.log_sha256,
             "events": self.events,
+            **({"gates": self.gates} if self.gates is not None else {}),
         }

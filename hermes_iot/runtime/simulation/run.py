@@ -22,6 +22,7 @@ from hermes_iot.runtime.manifest import first_size, manifest_of
 from hermes_iot.runtime.simulation.board import SimulatedBoard
 from hermes_iot.runtime.simulation.bridge import CLIENT_ID, SimulatedCoordinator
 from hermes_iot.runtime.simulation.clock import VirtualClock
+from hermes_iot.runtime.simulation.gates import gates_of
 from hermes_iot.runtime.simulation.ledger import Ledger
 from hermes_iot.runtime.simulation.network import Network
 from hermes_iot.runtime.simulation.outcome import Outcome, Point, SimLimits
@@ -106,6 +107,7 @@ class _Simulation:
             settings=DeviceSettings(),
             strategy_of=_strategy_of(config, info),
             rows_are_own=config.data_mode == "local",
+            gates=gates_of(config),
         )
         self._coordinator = SimulatedCoordinator(
             self._machine(strategy, info, settings), world=self._world, observe=observe
@@ -276,6 +278,7 @@ class _Simulation:
             timeline={board.name: board.timeline.document(now=clock.now) for board in self._boards},
             log_sha256=ledger.log_sha256,
             events=clock.handled,
+            gates=self._world.gates.document() if self._world.gates is not None else None,
         )
 
 

@@ -16,6 +16,7 @@ from hermes_iot.protocol.topics import Topics
 from hermes_iot.protocol.wire import Received
 from hermes_iot.runtime.link import Link
 from hermes_iot.runtime.simulation.clock import VirtualClock
+from hermes_iot.runtime.simulation.gates import Gates
 from hermes_iot.runtime.simulation.ledger import Ledger
 from hermes_iot.runtime.simulation.network import Network
 from hermes_iot.transport.base import Delivery
@@ -23,7 +24,12 @@ from hermes_iot.transport.base import Delivery
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class World:
-    """See the module. `rows_are_own`: each board has rows of its own, in local mode, and says how many."""
+    """See the module.
+
+    Attributes:
+        rows_are_own: each board has rows of its own, in local mode, and says how many.
+        gates: told of every iteration; None where nobody asks what other gates would have done.
+    """
 
     clock: VirtualClock
     ledger: Ledger
@@ -33,6 +39,7 @@ class World:
     settings: DeviceSettings
     strategy_of: Callable[[StrategyInfo], Strategy[Any, Any]]
     rows_are_own: bool = False
+    gates: Gates | None = None
     _heard: dict[str, tuple[bytes, Received]] = field(default_factory=dict)
 
     def chance(self, device: str, purpose: str) -> np.random.Generator:
