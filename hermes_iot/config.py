@@ -25,7 +25,7 @@ from hermes_iot.errors import UsageError
 from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT, INTEGER_MAX
 
 #: What a manifest can carry, see `protocol.schema`.
-_LEARNING_RATE_MAX: Final = 1e6
+LEARNING_RATE_MAX: Final = 1e6
 _CHUNK_BYTES_MIN: Final = 1024
 _CHUNK_BYTES_MAX: Final = 2**28
 
@@ -71,7 +71,7 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}", why="it must be at least 1")
-        if self.learning_rate is not None and not 0 < self.learning_rate <= _LEARNING_RATE_MAX:
+        if self.learning_rate is not None and not 0 < self.learning_rate <= LEARNING_RATE_MAX:
             raise UsageError(f"learning rate is {self.learning_rate}", why="it must be a positive number, at most 1e6")
         if self.lag_max is not None and self.lag_max < 0:
             raise UsageError(f"lag max is {self.lag_max}", why="it must not be negative")

@@ -18,9 +18,9 @@ from typing import Final
 
 import numpy as np
 
+from hermes_iot.algorithms.deadzone import to_deadzone
 from hermes_iot.algorithms.quantize import from_int4, from_int8, int4_bytes, int8_bytes, to_int4, to_int8
 from hermes_iot.algorithms.sparse import from_topk, longest_topk, shortest_topk, to_topk
-from hermes_iot.algorithms.ternary import from_ternary, ternary_bytes, to_ternary
 from hermes_iot.algorithms.trees import is_finite
 from hermes_iot.domain import Codec, Params
 from hermes_iot.errors import ProtocolError
@@ -77,7 +77,7 @@ CODINGS: Final[Mapping[str, Coding]] = {
     "fp16": Coding(encode=_to_fp16, decode=_from_fp16, body_bytes=lambda size: 2 * size),
     "int8": Coding(encode=to_int8, decode=from_int8, body_bytes=int8_bytes),
     "int4": Coding(encode=to_int4, decode=from_int4, body_bytes=int4_bytes),
-    "ternary": Coding(encode=to_ternary, decode=from_ternary, body_bytes=ternary_bytes),
+    "deadzone": Coding(encode=to_deadzone, decode=from_int4, body_bytes=int4_bytes),
     "topk5": _topk(5),
     "topk10": _topk(10),
 }

@@ -63,8 +63,8 @@ class PairedGateConfig:
     """
 
     kind: Gate | None = "paired"
-    z: float = 2.0
-    max_age: int = 4
+    z: float = 1.0
+    max_age: int = 2
     weight_min: float = 0.1
     test_share: float = 0.1
     test_rows_min: int = 16

@@ -68,10 +68,7 @@ def from_int8(body: bytes | bytearray | memoryview, size: int, offset: int = 0) 
 def to_int4(vector: Params) -> bytes:
     """Encode a finite vector of shape (P,)."""
     scales, codes = _quantized(vector, INT4_MAX)
-    # Padded with zeros to whole blocks, so the last nibble is 0 of itself.
-    nibbles = codes.view(np.uint8)
-    pairs = (nibbles[0::2] & 0x0F) | (nibbles[1::2] << 4)
-    return scales + pairs[: (vector.size + 1) // 2].tobytes()
+    return scales + nibbles(codes, vector.size)
 
 
 def from_int4(body: bytes | bytearray | memoryview, size: int) -> Params:
@@ -90,6 +87,26 @@ def from_int4(body: bytes | bytearray | memoryview, size: int) -> Params:
     return _scaled(codes[:size], body, 0, INT4_MAX)
 
 
+def blocks_of(vector: Params) -> Params:
+    """A copy in blocks, shape (blocks, `BLOCK`), the last padded with zeros."""
+    padded = np.zeros(-(-vector.size // BLOCK) * BLOCK, dtype=np.float32)
+    padded[: vector.size] = vector
+    return padded.reshape(-1, BLOCK)
+
+
+def steps(wanted: Params, largest: int) -> Params:
+    """Wanted scales, shape (blocks,), brought to what may be sent with codes up to `largest`; changed in place."""
+    wanted[wanted < _SCALE_MIN] = 1
+    return np.minimum(wanted, _scale_max(largest), out=wanted)
+
+
+def nibbles(codes: NDArray[np.int8], size: int) -> bytes:
+    """The first `size` codes, from -7 to 7, two to a byte; padded with zeros to whole blocks, so the last nibble is 0."""
+    unsigned = codes.view(np.uint8)
+    pairs = (unsigned[0::2] & 0x0F) | (unsigned[1::2] << 4)
+    return pairs[: (size + 1) // 2].tobytes()
+
+
 def _scale_max(largest: int) -> np.float32:
     """The largest scale: its product with the largest code is finite, while the next one's may not be."""
     return np.float32(np.nextafter(np.finfo(np.float32).max / np.float32(largest), np.float32(0)))
@@ -97,14 +114,10 @@ def _scale_max(largest: int) -> np.float32:
 
 def _quantized(vector: Params, largest: int) -> tuple[bytes, NDArray[np.int8]]:
     """The scales as bytes, and the codes padded with zeros to whole blocks."""
-    padded = np.zeros(-(-vector.size // BLOCK) * BLOCK, dtype=np.float32)
-    padded[: vector.size] = vector
-    blocks = padded.reshape(-1, BLOCK)
-    scales = np.maximum(blocks.max(axis=1), -blocks.min(axis=1)) / np.float32(largest)
-    scales[scales < _SCALE_MIN] = 1
-    np.minimum(scales, _scale_max(largest), out=scales)
+    blocks = blocks_of(vector)
+    scales = steps(np.maximum(blocks.max(axis=1), -blocks.min(axis=1)) / np.float32(largest), largest)
     blocks /= scales[:, np.newaxis]
-    return scales.astype("<f4").tobytes(), np.rint(padded, out=padded).astype(np.int8)
+    return scales.astype("<f4").tobytes(), np.rint(blocks, out=blocks).astype(np.int8).ravel()
 
 
 def _scaled(codes: NDArray[np.int8], body: bytes | bytearray | memoryview, offset: int, largest: int) -> Params:

@@ -52,7 +52,7 @@ Rate = Annotated[float | None, typer.Option("--learning-rate", help="SGD step si
 CodecOption = Annotated[
     str | None,
     typer.Option(
-        "--codec", help="Of updates: fp32, fp16, int8, int4, ternary, topk5, topk10. [default: the strategy's]"
+        "--codec", help="Of updates: fp32, fp16, int8, int4, deadzone, topk5, topk10. [default: the strategy's]"
     ),
 ]
 CodecDownOption = Annotated[

@@ -53,7 +53,8 @@ def manifest_of(run: str, config: RunConfig, bench: Bench, strategy: StrategyInf
             sha256=bench.data_sha256,
         ),
         epochs=config.epochs or regime.epochs or bench.defaults.epochs or _EPOCHS,
-        learning_rate=config.learning_rate or bench.defaults.learning_rate or _LEARNING_RATE,
+        learning_rate=config.learning_rate
+        or (bench.defaults.learning_rate or _LEARNING_RATE) * regime.learning_rate_scale,
         codec=_codec(config.codec or regime.codec_up, "--codec", displacement=regime.displaces),
         codec_down=_codec(
             config.codec_down or config.codec or regime.codec_down, "--codec-down", displacement=regime.delta_down
@@ -65,7 +66,7 @@ def manifest_of(run: str, config: RunConfig, bench: Bench, strategy: StrategyInf
 
 
 def _codec(codec: Codec, option: str, *, displacement: bool) -> Codec:
-    if (codec.startswith("topk") or codec == "ternary") and not displacement:
+    if (codec.startswith("topk") or codec == "deadzone") and not displacement:
         raise UsageError(
             f"{option} {codec} cannot be used with this strategy",
             why="it sends whole models that way, and of a whole model no entry may be left out",

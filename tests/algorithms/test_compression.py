@@ -49,7 +49,7 @@ def test_fp16_is_within_half_a_step_of_what_was_sent_up_to_its_largest_number(se
 
 
 @repeatable
-@given(sent=vectors, codec=codecs)
+@given(sent=vectors, codec=codecs.filter(lambda codec: codec != "deadzone"))  # whose step follows the spread
 def test_what_was_decoded_once_travels_without_further_loss(sent, codec):
     once = unpack(pack(sent, codec), codec, sent.size)
     assert unpack(pack(once, codec), codec, sent.size).tobytes() == once.tobytes()

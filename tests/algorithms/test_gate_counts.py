@@ -20,7 +20,9 @@ def seen(z=None, *, norm=1.0, loss=0.5, published=False):
 
 
 def counted(iterations, *, tested="paired", paper=PAPER, **constants):
-    rules = Rules(own=PairedGateConfig(kind=tested, **{"max_age": FAR} | constants), paper=paper, tested=tested)
+    rules = Rules(
+        own=PairedGateConfig(kind=tested, **{"max_age": FAR, "z": 2.0} | constants), paper=paper, tested=tested
+    )
     state = gate_counts.start(rules)
     for one in iterations:
         state = gate_counts.add(state, one, rules)
@@ -98,7 +100,7 @@ def test_sums_leave_out_what_one_of_them_cannot_answer():
 def test_the_gate_that_ran_would_push_what_it_pushed(kind, budget):
     """Fed with its own verdicts of a course of lengths and gains."""
 
-    config = PairedGateConfig(kind=kind, budget=budget)
+    config = PairedGateConfig(kind=kind, budget=budget, z=2.0, max_age=4)
     state, iterations = start(config), []
     for number in range(40):
         gain = Gain(mean=math.sin(number), std=2.0, rows=64) if kind in {"paired", "strict"} else None

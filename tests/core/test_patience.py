@@ -2,6 +2,7 @@
 
 import pytest
 
+from hermes_iot.algorithms.paired_gate import PairedGateConfig
 from hermes_iot.algorithms.shares import SharesConfig
 from hermes_iot.algorithms.strategies import bsp, bsp_tuned, ebsp, fedavg, hermes_plus, selsync, single, ssp
 from hermes_iot.core.coordinator import CoordinatorSettings
@@ -263,7 +264,9 @@ STRATEGIES = {
     "fedavg": fedavg.build_strategy(fedavg.Config(fraction=0.7)),
     "ssp": ssp.build_strategy(ssp.Config(bound=1)),
     "single": single.build_strategy(single.Config(steps=20)),
-    "hermes-plus with a barrier": hermes_plus.build_strategy(hermes_plus.Config(barrier=True)),
+    "hermes-plus with a barrier": hermes_plus.build_strategy(
+        hermes_plus.Config(barrier=True, gate=PairedGateConfig(max_age=4))
+    ),
 }
 SETTINGS = CoordinatorSettings(
     first=Sizing(samples=48, batch=8), checkpoint_interval_s=2.0, keyframe_interval_s=1.0, measure_patience_s=30.0

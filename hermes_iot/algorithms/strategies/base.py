@@ -43,6 +43,7 @@ class Regime:
         codec_whole: with `delta_down`, of the model for a device of which that is not known.
         waits: a device does not go on alone while anybody leads, however long its answer takes: the rule of barriers.
         overlaps: a device goes on training while its answer is on the way. Needs `displaces`.
+        learning_rate_scale: of the task's own learning rate.
         sizes_early: `resize` is asked as soon as one device was measured; else once all that are there were.
     """
 
@@ -59,6 +60,7 @@ class Regime:
     codec_whole: Codec = "fp16"
     waits: bool = False
     overlaps: bool = False
+    learning_rate_scale: float = 1.0
     sizes_early: bool = False
 
 

@@ -5,7 +5,7 @@
 - **Rows**: disjoint, in proportion to speed, so that in a given time every row is seen about equally often.
 - **Gate**: `paired_gate`: a push when it would lower the loss on unused rows, forced after `gate.max_age` iterations.
 - **Mixing**: `mixing`: displacements at the weight of the device's share, delayed Nesterov momentum, a served average.
-- **Bytes**: int4 both ways; what the codec cuts off is carried over (error feedback), and an answer is the difference
+- **Bytes**: a bit and a half per entry both ways (`deadzone`); what the codec cuts off is carried over (error feedback), and an answer is the difference
   from what the device holds.
 
 Related: FedBuff (Nguyen et al. 2022, arXiv 2106.06639), FedAsync (Xie et al. 2019, arXiv 1903.03934), DiLoCo (Douillard
@@ -56,6 +56,8 @@ class HermesPlusConfig:
         momentum: mu.
         rate: eta.
         ema_rate: rho of the served average, per fleet round; 1 serves the model itself.
+        learning_rate_scale: devices take so much longer steps than the task says (where no person says otherwise): the
+            mixing averages most of their noise away.
         codec_up, codec_down: of updates and answers.
         codec_whole: of the model for a device that holds none, or one we do not know.
         delta_down: answers are differences from what the device holds.
@@ -70,8 +72,9 @@ class HermesPlusConfig:
     momentum: float = 0.5
     rate: float = 1.0
     ema_rate: float = 0.2
-    codec_up: Codec = "int4"
-    codec_down: Codec = "int4"
+    learning_rate_scale: float = 1.5
+    codec_up: Codec = "deadzone"
+    codec_down: Codec = "deadzone"
     codec_whole: Codec = "fp16"
     delta_down: bool = True
     weights: Weights = "speed"
@@ -83,6 +86,7 @@ class HermesPlusConfig:
         require_number(self, "momentum", 0, 0.999)
         require_number(self, "rate", 1e-6, 10)
         require_number(self, "ema_rate", 1e-6, 1)
+        require_number(self, "learning_rate_scale", 1e-3, 1e3)
         require_option(self, "codec_up", Codec)
         require_option(self, "codec_down", Codec)
         require_option(self, "codec_whole", Codec)
@@ -92,7 +96,7 @@ class HermesPlusConfig:
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"hermes-plus {name} {getattr(self, name)!r:.60} cannot be used", why="true or false")
         whole = self.codec_whole if self.delta_down else self.codec_down
-        if whole.startswith("topk") or whole == "ternary":
+        if whole.startswith("topk") or whole == "deadzone":
             raise UsageError(
                 f"a whole model cannot be sent as {whole}",
                 why="that codec leaves entries out, which only a difference can do without",
@@ -129,6 +133,7 @@ class HermesPlus(BaseStrategy[PairedGateState, CoordinatorHalf]):
             codec_whole=config.codec_whole,
             waits=config.barrier,
             overlaps=config.overlap,
+            learning_rate_scale=config.learning_rate_scale,
             sizes_early=True,
         )
 

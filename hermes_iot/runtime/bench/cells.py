@@ -34,7 +34,7 @@ class Row:
     Attributes:
         label: what it is called.
         strategy, constants: as in `RunConfig`.
-        codec, codec_down: instead of the strategy's own; None = these.
+        codec, codec_down, learning_rate: instead of the strategy's own; None = these.
     """
 
     label: str
@@ -42,6 +42,7 @@ class Row:
     constants: Mapping[str, Any] = field(default_factory=dict)
     codec: Codec | None = None
     codec_down: Codec | None = None
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +147,7 @@ class Cell:
             validation_fraction=workload.validation_fraction,
             codec=self.row.codec,
             codec_down=self.row.codec_down,
+            learning_rate=self.row.learning_rate,
         )
 
     def document(self) -> dict[str, Any]:
@@ -169,6 +171,7 @@ class Cell:
             "strategy": {"name": info.name, "sha256": info.source_sha256, "constants": dict(info.constants)},
             "codec": self.row.codec,
             "codec_down": self.row.codec_down,
+            "learning_rate": self.row.learning_rate,
             "seed": self.seed,
         }
 

@@ -36,7 +36,9 @@ class Part:
 
 _PAPER: Final = (
     "bsp,ebsp,asp,ssp,selsync,fedavg,fedasync,fedbuff,hermes,hermes-plus,hermes-plus no gate,hermes-plus norm,"
-    "hermes-plus coin,hermes-plus T*=4 no gate,hermes-plus lean,single,bsp-tuned"
+    "hermes-plus coin,hermes-plus T*=4 no gate,hermes-plus T*=1 no gate,hermes-plus lean,single,bsp-tuned,"
+    # hermes-plus takes longer steps than the task says. The same steps without the rest, and the rest without them:
+    "bsp[learning-rate=0.15],hermes-plus - longer steps"
 )
 _CNN: Final = "bsp,ebsp,hermes,hermes-plus,hermes-plus no gate,single,bsp-tuned"
 _FLEETS: Final = "bsp,hermes,hermes-plus,hermes-plus no gate,single,bsp-tuned"

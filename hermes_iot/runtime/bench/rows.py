@@ -1,8 +1,8 @@
 """The rows of a comparison: strategies as they are, and variants that are worth a name.
 
 On a command line a row is a strategy's name (or ``path/to/file.py``), one of the names below, or a strategy with
-constants of one's own in brackets: ``hermes-plus[momentum=0.7;shares.target_s=2]``. ``codec`` and ``codec-down`` in
-brackets stand for the options of these names.
+constants of one's own in brackets: ``hermes-plus[momentum=0.7;shares.target_s=2]``. ``codec``, ``codec-down`` and
+``learning-rate`` in brackets stand for the options of these names.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Final, cast, get_args
 
 from hermes_iot.algorithms.strategies import STRATEGIES
+from hermes_iot.config import LEARNING_RATE_MAX
 from hermes_iot.domain import Codec
 from hermes_iot.errors import UsageError
 from hermes_iot.runtime import strategies
@@ -36,7 +37,7 @@ GATES: Final = (
 )
 #: Other settings that people will want.
 VARIANTS: Final = (
-    _plus("lean", codec_up="ternary", codec_down="ternary", codec_whole="int8"),
+    _plus("lean", shares={"target_s": 4.0}, codec_whole="int8"),
     _plus("T*=1", shares={"target_s": 1.0}),
     _plus("T*=4", shares={"target_s": 4.0}),
     _plus("T*=8", shares={"target_s": 8.0}),
@@ -52,9 +53,10 @@ ABLATIONS: Final = (
     _plus("- rows by speed", shares={"rows": "equal"}),
     _plus("- equal times", shares={"length": "steps"}),
     _plus("- weights by speed", weights="uniform"),
-    _plus("- differences down", delta_down=False),
-    _plus("- int4 up", codec_up="fp16"),
-    _plus("- int4 down", codec_down="fp16"),
+    _plus("- longer steps", learning_rate_scale=1.0),
+    _plus("- differences down", delta_down=False, codec_down="int4"),
+    _plus("- coarse up", codec_up="int4"),
+    _plus("- coarse down", codec_down="int4"),
     _plus("+ barrier", barrier=True),
 )
 NAMED: Final[Mapping[str, Row]] = {row.label: row for row in (*GATES, *VARIANTS, *ABLATIONS)}
@@ -110,6 +112,7 @@ def completed(rows: tuple[Row, ...]) -> tuple[Row, ...]:
 def _with_constants(word: str, strategy: str, text: str) -> Row:
     constants: dict[str, Any] = {}
     codecs: dict[str, Codec] = {}
+    learning_rate: float | None = None
     for part in re.split(r"[;,]", text):
         key, equals, value = (one.strip() for one in part.partition("="))
         *path, last = key.split(".")
@@ -120,9 +123,20 @@ def _with_constants(word: str, strategy: str, text: str) -> Row:
             raise UsageError(f"{part!r} in row {word!r} is not understood", mend="Write e.g. hermes-plus[momentum=0.7]")
         if key in {"codec", "codec-down"}:
             codecs[key.replace("-", "_")] = _codec(value, word)
+        elif key == "learning-rate":
+            learning_rate = _rate(value, word)
         else:
             node[last] = _value(value)
-    return Row(label=word, strategy=strategy, constants=constants, **codecs)
+    return Row(label=word, strategy=strategy, constants=constants, learning_rate=learning_rate, **codecs)
+
+
+def _rate(value: str, word: str) -> float:
+    rate = _value(value)
+    if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 < rate <= LEARNING_RATE_MAX:
+        raise UsageError(
+            f"learning rate {value!r} in row {word!r} cannot be used", mend="Write e.g. bsp[learning-rate=0.15]"
+        )
+    return float(rate)
 
 
 def _codec(value: str, word: str) -> Codec:

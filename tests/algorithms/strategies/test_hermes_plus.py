@@ -56,7 +56,7 @@ def trained(loss=0.5, gain=None, params=(0.0, 0.0)):
 
 def test_its_regime_is_a_walk_of_displacements_and_differences():
     regime = plus().regime
-    assert (regime.sampling, regime.codec_up, regime.codec_down, regime.steps) == ("walk", "int4", "int4", 10)
+    assert (regime.sampling, regime.codec_up, regime.codec_down, regime.steps) == ("walk", "deadzone", "deadzone", 10)
     assert regime.displaces
     assert regime.delta_down
     assert not regime.waits
@@ -174,7 +174,7 @@ def test_constants_out_of_range_are_refused(wrong):
         Config(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"delta_down": False, "codec_down": "topk10"}, {"codec_whole": "ternary"}], ids=str)
+@pytest.mark.parametrize("wrong", [{"delta_down": False, "codec_down": "topk10"}, {"codec_whole": "deadzone"}], ids=str)
 def test_a_whole_model_is_not_sent_without_some_of_its_entries(wrong):
     with pytest.raises(UsageError, match="whole model cannot be sent as"):
         Config(**wrong)
