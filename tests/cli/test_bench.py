@@ -48,12 +48,12 @@ def test_a_comparison_from_one_end_to_the_other(capsys, room):
     document = json.loads(out)
     assert (document["schema"], document["ok"], len(out.splitlines())) == ("hermes-iot/bench/1", True, 1)
     (one,) = document["comparisons"]
-    labels = ["bsp", "hermes-plus", "hermes-plus[shares.target_s=1]", "single", "bsp-tuned"]
+    labels = ["bsp", "hermes-plus", "hermes-plus[shares.target_s=1]", "single", "single averaged", "bsp-tuned"]
     assert [row["label"] for row in one["tables"][0]["rows"]] == labels
-    assert "10 cells, 1 at a time" in err
+    assert "12 cells, 1 at a time" in err
     folder = room / "bench" / "cost-three-wifi20"
     assert json.loads((folder / "results.json").read_text()) == document
-    assert len((folder / "results.csv").read_text().splitlines()) == 1 + 5 * 2 * 2
+    assert len((folder / "results.csv").read_text().splitlines()) == 1 + 6 * 2 * 2
     assert document["command"] in (folder / "report.md").read_text()
     for kind in ("time", "bytes", "boards"):
         assert (folder / f"{one['name']}-{kind}.png").stat().st_size > 10_000
@@ -62,7 +62,7 @@ def test_a_comparison_from_one_end_to_the_other(capsys, room):
     # The same again: nothing is run, and all is equal.
     code, again, err = benched(capsys, *SHORT, *rows, "--json")
     assert (code, again) == (0, out)
-    assert "10 of them finished before" in err
+    assert "12 of them finished before" in err
 
     # From the beginning: equal but for wall times.
     code, anew, _ = benched(capsys, *SHORT, *rows, "--json", "--out", "anew")
@@ -194,7 +194,7 @@ def test_what_is_said_on_the_command_line_wins_over_a_part(monkeypatch):
 
 def test_a_preset_goes_to_workloads_of_ones_own(monkeypatch):
     (one,) = planned(monkeypatch, "--preset", "paper", "--workload", "mnist-cnn")
-    assert len(one.rows) == 7, "its own part for that workload"
+    assert len(one.rows) == 8, "its own part for that workload"
     two = planned(monkeypatch, "--preset", "gates", "--workload", "digits-mlp")
     assert about(two) == [
         ("digits-mlp-azure12-wifi20", ["0.93", "0.95"]),

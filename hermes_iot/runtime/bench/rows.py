@@ -43,6 +43,8 @@ VARIANTS: Final = (
     _plus("T*=8", shares={"target_s": 8.0}),
     _plus("T*=4 no gate", shares={"target_s": 4.0}, gate={"kind": "none"}),
     _plus("T*=1 no gate", shares={"target_s": 1.0}, gate={"kind": "none"}),
+    # The model that is served makes half of the difference: one board alone may have such an average, too.
+    Row(label="single averaged", strategy="single", constants={"average": 0.2}),
 )
 #: One part of hermes-plus switched off at a time.
 ABLATIONS: Final = (
@@ -61,8 +63,8 @@ ABLATIONS: Final = (
 )
 NAMED: Final[Mapping[str, Row]] = {row.label: row for row in (*GATES, *VARIANTS, *ABLATIONS)}
 
-#: Every comparison carries these: a fleet's best board alone, and the barrier set with care.
-ALWAYS: Final = ("single", "bsp-tuned")
+#: Every comparison carries these: a fleet's best board alone, as it is and with an average, and the barrier set with care.
+ALWAYS: Final = ("single", "single averaged", "bsp-tuned")
 
 
 def rows_of(text: str) -> tuple[Row, ...]:
@@ -106,7 +108,7 @@ def row_of(word: str) -> Row:
 def completed(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     """With those that every comparison carries."""
     labels = {row.label for row in rows}
-    return (*rows, *(Row(label=name, strategy=name) for name in ALWAYS if name not in labels))
+    return (*rows, *(row_of(name) for name in ALWAYS if name not in labels))
 
 
 def _with_constants(word: str, strategy: str, text: str) -> Row:
