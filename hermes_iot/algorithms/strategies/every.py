@@ -1,6 +1,6 @@
 """Device halves that push after every iteration: the model itself, or how far the iteration moved it.
 
-Neither remembers anything. `RemembersNothing` is the other side of that: a coordinator half that only answers the sender.
+Neither remembers anything. `RemembersNothing` is their counterpart: a coordinator half that only answers the sender.
 """
 
 from __future__ import annotations
