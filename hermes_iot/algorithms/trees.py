@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,21 +17,6 @@ from hermes_iot.domain import ModelSignature, Params
 
 #: Elements worked on at a time where float64 is needed: 512 KiB, so the wide copy stays in a small board's cache.
 BLOCK: Final = 65_536
-
-
-def flatten(arrays: Sequence[NDArray[Any]], signature: ModelSignature) -> Params:
-    """Tensors, in the signature's order, as one new vector of shape (P,).
-
-    Raises:
-        ValueError: the number of tensors or a shape is not the signature's.
-    """
-    shapes = [array.shape for array in arrays]
-    if shapes != [spec.shape for spec in signature.tensors]:
-        raise ValueError(f"tensors of shapes {shapes} do not follow the signature")
-    vector = np.empty(signature.parameters, dtype=np.float32)
-    for array, part in zip(arrays, views(vector, signature).values(), strict=True):
-        part[...] = array
-    return vector
 
 
 def views(vector: Params, signature: ModelSignature) -> dict[str, NDArray[np.float32]]:

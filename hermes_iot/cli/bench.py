@@ -104,7 +104,7 @@ def bench(
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a bar.")] = False,
     as_json: options.Json = False,
-    config: options.Config = None,  # noqa: ARG001 - read before parsing, see files.py
+    config: options.Config = None,  # read before parsing, see files.py
     verbose: options.Verbose = False,
 ) -> int:
     """Compare strategies: time and bytes to an accuracy, over seeds. Finished cells are not run again."""

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hermes_iot.cli import coordinator as run_options
-from hermes_iot.cli import logs, options
+from hermes_iot.cli import logs, options, run_options
 from hermes_iot.cli.connect import BrokerOptions
 from hermes_iot.errors import HermesError, UsageError
 
@@ -66,37 +65,14 @@ def demo(
     in_memory: Annotated[bool, typer.Option("--in-memory", help="No broker process: devices are threads.")] = False,
     plain: run_options.Plain = False,
     as_json: options.Json = False,
-    config: options.Config = None,  # noqa: ARG001 - read before parsing, see files.py
+    config: options.Config = None,  # read before parsing, see files.py
     verbose: options.Verbose = False,
 ) -> int:
     """See a fleet train: four emulated boards on real handwritten digits, in under a minute."""
     if in_memory and broker is not None:
         raise UsageError("--in-memory and --broker contradict each other", mend="Give one of them")
     access = BrokerOptions.of(broker) if broker is not None else None
-    settings = run_options.run_config(
-        task=task,
-        strategy=strategy,
-        constants=run_options.chosen_constants(strategy, constants or [], context.obj or {}),
-        seed=seed,
-        data=data,
-        sampling=sampling,
-        gate_split=gate_split,
-        samples=samples,
-        batch=batch,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        validation=validation,
-        codec=codec,
-        codec_down=codec_down,
-        telemetry=telemetry,
-        rules=run_options.stop_rules(
-            target_accuracy,
-            patience,
-            max_wall or ("30s" if task == "digits" else "120s"),
-            max_bytes,
-            max_pushes,
-        ),
-    )
+    settings = run_options.run_config(context, max_wall=max_wall or ("30s" if task == "digits" else "120s"))
     logs.configure(verbose=verbose, quiet=True)
 
     from hermes_iot.algorithms.strategies import STRATEGIES

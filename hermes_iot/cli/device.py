@@ -62,7 +62,7 @@ def device(
     cert_file: options.CertFile = None,
     key_file: options.KeyFile = None,
     password_file: options.PasswordFile = None,
-    config: options.Config = None,  # noqa: ARG001 - read before parsing, see files.py
+    config: options.Config = None,  # read before parsing, see files.py
     verbose: options.Verbose = False,
 ) -> int:
     """Take part in a fleet's training from this machine."""

@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hermes_iot.cli import coordinator as run_options
-from hermes_iot.cli import logs, options
+from hermes_iot.cli import logs, options, run_options
 from hermes_iot.cli.what_if import WhatIf
 from hermes_iot.errors import UsageError
 
@@ -85,7 +84,7 @@ def simulate(
     ] = None,
     plain: run_options.Plain = False,
     as_json: options.Json = False,
-    config: options.Config = None,  # noqa: ARG001 - read before parsing, see files.py
+    config: options.Config = None,  # read before parsing, see files.py
     verbose: options.Verbose = False,
 ) -> int:
     """See what a fleet would do: the code of the boards on simulated time, with real training and real bytes."""
@@ -97,27 +96,12 @@ def simulate(
         strategy = again.strategy
     task = task or boards.task or _TASK
     settings = run_options.run_config(
-        task=task,
+        context,
+        tables=again.tables if again is not None else None,
         known_task=task == _COST,
+        task=task,
         strategy=strategy,
-        constants=run_options.chosen_constants(
-            strategy, constants or [], again.tables if again is not None else context.obj or {}
-        ),
-        seed=seed,
         data=data or _data_mode(task, dirichlet),
-        sampling=sampling,
-        gate_split=gate_split,
-        samples=samples,
-        batch=batch,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        validation=validation,
-        score_on=score_on,
-        codec=codec,
-        codec_down=codec_down,
-        telemetry=telemetry,
-        lag_max=lag_max,
-        rules=run_options.stop_rules(target_accuracy, patience, None, max_bytes, max_pushes),
     )
     virtual_s = _virtual_s(virtual, hours, otherwise_s=again.virtual_s if again is not None else None)
     if again is not None:

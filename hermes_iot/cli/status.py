@@ -54,7 +54,7 @@ def status(
     cert_file: options.CertFile = None,
     key_file: options.KeyFile = None,
     password_file: options.PasswordFile = None,
-    config: options.Config = None,  # noqa: ARG001 - read before parsing, see files.py
+    config: options.Config = None,  # read before parsing, see files.py
     verbose: options.Verbose = False,
 ) -> int:
     """Show what a fleet is doing."""

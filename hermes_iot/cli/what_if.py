@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hermes_iot.cli.run_options import FIELDS
 from hermes_iot.config import RunConfig
 from hermes_iot.errors import UsageError
 
 if TYPE_CHECKING:
     from hermes_iot.runtime.simulation.profiles import FleetProfile
     from hermes_iot.runtime.simulation.recording import Recording
-
-#: Options whose field in the run's settings has another name.
-_FIELDS: Final = {"data": "data_mode", "validation": "validation_fraction"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +66,7 @@ class WhatIf:
 
     def changed(self, settings: RunConfig) -> RunConfig:
         """The run's settings with what was given."""
-        return self.recording.changed(settings, {_FIELDS.get(name, name) for name in self.given})
+        return self.recording.changed(settings, {FIELDS.get(name, name) for name in self.given})
 
     def told(self, settings: RunConfig) -> dict[str, Any]:
         """What a simulation's document has besides: what was, and what the gate alone would have done."""

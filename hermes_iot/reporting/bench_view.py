@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from hermes_iot.reporting.bar import BarOrLines
 from hermes_iot.reporting.bench_report import findings
 from hermes_iot.reporting.bench_words import megabytes, percent, speedup
+from hermes_iot.reporting.parts import heading, indented, note
 from hermes_iot.reporting.terminal import Printable, clean
 from hermes_iot.reporting.units import NOTHING, format_seconds, format_share
 
@@ -23,7 +22,7 @@ _NAME_MAX = 60
 _SENTENCE_MAX = 1000
 
 
-class Progress:
+class Progress(BarOrLines):
     """A bar on a terminal, else a line for each cell.
 
     Args:
@@ -32,25 +31,9 @@ class Progress:
     """
 
     def __init__(self, console: Console, *, plain: bool) -> None:
-        self._console = console
+        super().__init__(console, BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), plain=plain)
         self._done = 0
         self._cells = 0
-        self._bar: Bar | None = None
-        if console.is_terminal and not plain:
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-            self._bar = Bar(*columns, console=console, transient=True)
-            self._task = self._bar.add_task("", total=None)
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def on_event(self, event: str, fields: Mapping[str, Any]) -> None:
         """What `runtime.bench.run` tells."""
@@ -82,15 +65,15 @@ def render(results: Mapping[str, Any], console: Console, *, written: Sequence[Pa
     for one in results["comparisons"]:
         parts.append(Text(clean(one["name"], _NAME_MAX), style="bold"))
         for table in one["tables"]:
-            parts += [_heading(f"To {percent(table['target'])} test accuracy"), _indented(_table(table["rows"]))]
-            parts += [_indented(Text(f"- {clean(words.replace('`', ''), _SENTENCE_MAX)}")) for words in findings(table)]
-        parts += [_indented(Text(f"failed: {clean(_who(cell))}", style="bold red")) for cell in one["failed"]]
+            parts += [heading(f"To {percent(table['target'])} test accuracy"), indented(_table(table["rows"]))]
+            parts += [indented(Text(f"- {clean(words.replace('`', ''), _SENTENCE_MAX)}")) for words in findings(table)]
+        parts += [indented(Text(f"failed: {clean(_who(cell))}", style="bold red")) for cell in one["failed"]]
         parts.append(Text(""))
     parts += [
         Text("Files", style="bold cyan"),
-        *(_indented(Text(clean(path, 4096), overflow="fold")) for path in written),
+        *(indented(Text(clean(path, 4096), overflow="fold")) for path in written),
     ]
-    parts += [_indented(Text(clean(note), style="dim")) for note in notes]
+    parts += [note(clean(words)) for words in notes]
     console.print(Printable(Group(*parts)))
 
 
@@ -132,11 +115,3 @@ def _who(fields: Mapping[str, Any]) -> str:
 def _left(fields: Mapping[str, Any]) -> str:
     left_s = fields.get("left_s")
     return f", about {format_seconds(left_s)} left" if left_s else ""
-
-
-def _heading(words: str) -> RenderableType:
-    return Padding(Text(words, style="bold cyan"), (1, 0, 0, 0))
-
-
-def _indented(part: RenderableType) -> RenderableType:
-    return Padding(part, (0, 0, 0, 2))

@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
 
+from hermes_iot.reporting.parts import columns, heading, indented, note
 from hermes_iot.reporting.simulated import gates_part
 from hermes_iot.reporting.summary import DEVICES_MAX, WIDTH_MAX
 from hermes_iot.reporting.terminal import Printable, clean, shorten
@@ -36,19 +34,19 @@ def compare(document: Mapping[str, Any], console: Console) -> None:
         console: where.
     """
     before = document["recorded"]
-    table = _table("", "recorded", "simulated", "change")
+    table = columns("", "recorded", "simulated", "change")
     table.add_row("strategy", clean(before["strategy"], 40), clean(document["strategy"], 40), "")
     for word, name, shown in _ROWS:
         table.add_row(word, shown(before[name]), shown(document[name]), _change(before[name], document[name]))
     table.add_row("ended by", clean(before["reason"], 40), clean(document["reason"], 40), "")
     parts: list[RenderableType] = [
-        Padding(Text(f"Recorded run {clean(before['run'])} beside it", style="bold cyan"), (1, 0, 0, 0)),
-        Padding(table, (0, 0, 0, 2)),
-        _note("bytes are those the devices counted, control included; accuracy and loss are on the test rows"),
+        heading(f"Recorded run {clean(before['run'])} beside it"),
+        indented(table),
+        note("bytes are those the devices counted, control included; accuracy and loss are on the test rows"),
     ]
     if document["left_out"]:
         names = ", ".join(clean(name) for name in document["left_out"][:DEVICES_MAX])
-        parts.append(_note(f"left out, as nobody measured their speed: {names}"))
+        parts.append(note(f"left out, as nobody measured their speed: {names}"))
     if "regate" in document:
         parts += _regate(document["regate"])
     if "recorded_gates" in document:
@@ -64,32 +62,21 @@ def _change(before: float | None, after: float | None) -> str:
 
 def _regate(found: Mapping[str, Any]) -> list[RenderableType]:
     """The gate alone, fed with the recorded losses."""
-    table = _table("device", "recorded iterations", "published", "this gate", "both")
+    table = columns("device", "recorded iterations", "published", "this gate", "both")
     names = ("recorded", "published", "would_publish", "both")
     for one in found["devices"][:DEVICES_MAX]:
         table.add_row(shorten(clean(one["device"]), _NAME_MAX), *(f"{one[name]:,}" for name in names))
     table.add_row("all", *(f"{found[name]:,}" for name in names), style="bold")
     lost = f"; {found['missing']:,} iterations were not recorded" if found["missing"] else ""
     return [
-        Padding(Text("This gate on the recorded losses, nothing trained anew", style="bold cyan"), (1, 0, 0, 0)),
-        Padding(table, (0, 0, 0, 2)),
-        _note(f"after the first difference the losses would have been others{lost}"),
+        heading("This gate on the recorded losses, nothing trained anew"),
+        indented(table),
+        note(f"after the first difference the losses would have been others{lost}"),
     ]
 
 
 def _gates(found: Mapping[str, Any] | None) -> list[RenderableType]:
     """The gates of hermes-plus on the recorded iterations."""
     if found is None:
-        return [_note("what each gate would have pushed was not recorded: that takes --telemetry full")]
+        return [note("what each gate would have pushed was not recorded: that takes --telemetry full")]
     return gates_part(found, "What each gate would have pushed of the recorded iterations")
-
-
-def _table(*words: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for number, word in enumerate(words):
-        table.add_column(word, justify="right" if number else "left", no_wrap=True)
-    return table
-
-
-def _note(words: str) -> RenderableType:
-    return Padding(Text(words, style="dim"), (0, 0, 0, 2))

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from hermes_iot.reporting.bar import BarOrLines
 from hermes_iot.reporting.gates import lines_of, notes_of
+from hermes_iot.reporting.parts import columns, heading, indented, note
 from hermes_iot.reporting.summary import DEVICES_MAX, WIDTH_MAX
 from hermes_iot.reporting.terminal import Printable, clean, labelled, shorten
 from hermes_iot.reporting.units import (
@@ -31,7 +31,7 @@ _LINE_S: Final = 10.0
 _NAME_MAX: Final = 20
 
 
-class Progress:
+class Progress(BarOrLines):
     """Virtual time as it passes: a bar on a terminal, else now and then a line.
 
     Args:
@@ -42,27 +42,12 @@ class Progress:
     """
 
     def __init__(self, console: Console, *, virtual_s: float, plain: bool, clock: Callable[[], float]) -> None:
-        self._console = console
+        bar = (BarColumn(), TextColumn("{task.description}"))
+        super().__init__(console, *bar, plain=plain, total=virtual_s, auto_refresh=False)
         self._virtual_s = virtual_s
         self._clock = clock
         self._said_at = clock()
         self._model = "nothing merged yet"
-        self._bar: Bar | None = None
-        if console.is_terminal and not plain:
-            columns = (BarColumn(), TextColumn("{task.description}"))
-            self._bar = Bar(*columns, console=console, transient=True, auto_refresh=False)
-            self._task = self._bar.add_task("", total=virtual_s)
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def on_record(self, event: str, fields: Mapping[str, Any]) -> None:
         """What the simulation tells its observer."""
@@ -88,34 +73,31 @@ def render(document: Mapping[str, Any], console: Console, *, written: Path | Non
     names = [(name, clean(document[name], 60)) for name in ("task", "strategy", "fleet", "link", "seed")]
     parts: list[RenderableType] = [
         Text(f"Simulated {len(devices):,} of {document['boards']:,} boards", style="bold"),
-        _indented(labelled(names)),
+        indented(labelled(names)),
         Padding(_outcome(document), (1, 0, 0, 2)),
-        _heading("Boards"),
-        _indented(_boards(devices)),
-        _heading("Payload over all links"),
-        _indented(_traffic(document["links"])),
+        heading("Boards"),
+        indented(_boards(devices)),
+        heading("Payload over all links"),
+        indented(_traffic(document["links"])),
     ]
     if "gates" in document:
         parts += gates_part(document["gates"], "What each gate would have pushed")
     if written is not None:
-        parts += [_heading("Files"), _indented(Text(clean(written)))]
+        parts += [heading("Files"), indented(Text(clean(written)))]
     console.print(Printable(Group(*parts)), width=min(console.width, WIDTH_MAX))
 
 
-def gates_part(found: Mapping[str, Any], heading: str) -> list[RenderableType]:
+def gates_part(found: Mapping[str, Any], title: str) -> list[RenderableType]:
     """The table of `gates`, with what must be said beside it."""
-    table = _table(
-        ("gate", "left"), *((word, "right") for word in ("pushes", "of iterations", "pushed by the run, too"))
-    )
+    table = columns("gate", "pushes", "of iterations", "pushed by the run, too")
     for line in lines_of(found):
         table.add_row(*line)
     about = f"of {found['iterations']:,} iterations the run pushed {found['published']:,}"
-    notes = [_indented(Text(words, style="dim")) for words in (about, *notes_of(found))]
-    return [_heading(heading), _indented(table), *notes]
+    return [heading(title), indented(table), *(note(words) for words in (about, *notes_of(found)))]
 
 
 def _outcome(document: Mapping[str, Any]) -> Table:
-    table, loss = _table(("", "left"), ("", "left")), f"loss {format_loss(document['loss'])}"
+    table, loss = columns("", ""), f"loss {format_loss(document['loss'])}"
     if document["accuracy"] is None:
         table.add_row("final loss", f"{format_loss(document['loss'])} on the test rows")
     else:
@@ -136,9 +118,7 @@ def _boards(devices: Sequence[Mapping[str, Any]]) -> Table:
         by_name.setdefault(one["device"] if each else one["host"], []).append(one)
     energy = any(one["energy_j"] for one in devices)
     words = ("board", *(() if each else ("boards",)), "slowness", "iterations", "published", "training", "up", "down")
-    table = _table(
-        *((word, "left" if word == "board" else "right") for word in (*words, *(["energy"] if energy else [])))
-    )
+    table = columns(*words, *(["energy"] if energy else []))
     for name, rows in by_name.items():
         table.add_row(
             shorten(clean(name), _NAME_MAX),
@@ -155,23 +135,8 @@ def _boards(devices: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _traffic(links: Mapping[str, Any]) -> Table:
-    table = _table(("", "left"), *((word, "right") for word in ("model", "data", "control", "MQTT framing")))
+    table = columns("", "model", "data", "control", "MQTT framing")
     for way in ("up", "down"):
         sums = [format_bytes(links[way][kind]) for kind in ("model", "data", "control")]
         table.add_row(way, *sums, format_bytes(links["framing"][way]))
     return table
-
-
-def _table(*columns: tuple[str, str]) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=any(word for word, _ in columns), header_style="dim")
-    for word, side in columns:
-        table.add_column(word, justify="right" if side == "right" else "left", no_wrap=True)
-    return table
-
-
-def _heading(words: str) -> RenderableType:
-    return Padding(Text(words, style="bold cyan"), (1, 0, 0, 0))
-
-
-def _indented(part: RenderableType) -> RenderableType:
-    return Padding(part, (0, 0, 0, 2))

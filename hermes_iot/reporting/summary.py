@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hermes_iot.reporting.metrics import finite
+from hermes_iot.reporting.parts import heading, indented, note
 from hermes_iot.reporting.plots import Plotted
 from hermes_iot.reporting.terminal import Printable, clean, labelled, shorten
 from hermes_iot.reporting.units import (
@@ -69,35 +70,23 @@ def render(summary: Mapping[str, Any], console: Console, *, plot: Plotted | None
     devices: Sequence[Mapping[str, Any]] = summary["devices"]
     parts: list[RenderableType] = [
         *_outcome(summary),
-        _heading("Local iterations and published updates"),
+        heading("Local iterations and published updates"),
         _iterations(summary, devices[:DEVICES_MAX]),
         _left_out(devices),
         _emulated(devices),
         _received(summary),
         _excused(devices),
-        _heading("Allocation and iteration time, first to last"),
+        heading("Allocation and iteration time, first to last"),
         _allocations(devices[:DEVICES_MAX]),
         _left_out(devices),
         *_evened_out(devices),
-        _heading("Traffic"),
+        heading("Traffic"),
         *_traffic(summary),
-        _heading("Files"),
+        heading("Files"),
         *_files(summary, plot),
     ]
     shown = Group(*(part for part in parts if part))
     console.print(Printable(shown), width=min(console.width, WIDTH_MAX))
-
-
-def _heading(words: str) -> RenderableType:
-    return Padding(Text(words, style="bold cyan"), (1, 0, 0, 0))
-
-
-def _indented(part: RenderableType) -> RenderableType:
-    return Padding(part, (0, 0, 0, 2))
-
-
-def _note(words: str) -> RenderableType:
-    return _indented(Text(words, style="dim"))
 
 
 # --- what came of it --------------------------------------------------------------------------------------------------
@@ -121,7 +110,7 @@ def _outcome(summary: Mapping[str, Any]) -> list[RenderableType]:
     names = [(name, clean(summary.get(name, ""), 60)) for name in ("task", "strategy", "fleet", "seed", "broker")]
     return [
         Text(f"Run {clean(summary['run'])}", style="bold"),
-        *(_indented(labelled(pairs)) for pairs in (names[:4], names[4:]) if any(value for _name, value in pairs)),
+        *(indented(labelled(pairs)) for pairs in (names[:4], names[4:]) if any(value for _name, value in pairs)),
         Padding(table, (1, 0, 0, 2)),
     ]
 
@@ -142,7 +131,7 @@ def _iterations(summary: Mapping[str, Any], devices: Sequence[Mapping[str, Any]]
     table.columns[0].footer = "total"
     for column, text in zip(table.columns[2:], _counts(*totals), strict=True):
         column.footer = text
-    return _indented(table)
+    return indented(table)
 
 
 def _counts(iterations: int, published: int, applied: int) -> tuple[str, str, str, str]:
@@ -153,7 +142,7 @@ def _counts(iterations: int, published: int, applied: int) -> tuple[str, str, st
 def _emulated(devices: Sequence[Mapping[str, Any]]) -> RenderableType:
     if not any(one["slowdown"] > 1 for one in devices):
         return ""
-    return _note("emulated: the process pauses after each iteration, so that it takes so many times as long")
+    return note("emulated: the process pauses after each iteration, so that it takes so many times as long")
 
 
 def _received(summary: Mapping[str, Any]) -> RenderableType:
@@ -162,14 +151,14 @@ def _received(summary: Mapping[str, Any]) -> RenderableType:
     )
     reasons = ", ".join(f"{clean(reason, 40)} {count:,}" for reason, count in sorted(summary["reasons"].items()))
     words = f"updates received: {summary['updates_received']:,} = {fates}"
-    return _indented(Text(f"{words} (reasons: {reasons})" if reasons else words))
+    return indented(Text(f"{words} (reasons: {reasons})" if reasons else words))
 
 
 def _excused(devices: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Whom nobody waited for at the end, and why."""
     reasons = [f"{_name(one)} ({clean(one['excused'], 60)})" for one in devices if one.get("excused")]
     more = f" and {len(reasons) - DEVICES_MAX} more" if len(reasons) > DEVICES_MAX else ""
-    return _note(f"not waited for any more: {', '.join(reasons[:DEVICES_MAX])}{more}") if reasons else ""
+    return note(f"not waited for any more: {', '.join(reasons[:DEVICES_MAX])}{more}") if reasons else ""
 
 
 # --- allocations ------------------------------------------------------------------------------------------------------
@@ -183,7 +172,7 @@ def _allocations(devices: Sequence[Mapping[str, Any]]) -> RenderableType:
         rows = _change(one["samples_before"], one["samples"], str) if measured else str(one["samples"])
         batch = _change(one["batch_before"], one["batch"], str) if measured else str(one["batch"])
         _row(table, _name(one), rows, batch, _iteration_time(one))
-    return _indented(table)
+    return indented(table)
 
 
 def _iteration_time(one: Mapping[str, Any]) -> Text:
@@ -211,7 +200,7 @@ def _evened_out(devices: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
     if not resized or not all(resized) or len(measured) == 1:
         return []
     first, last = (_spread([one[name] for one in measured]) for name in ("iteration_s_before", "iteration_s"))
-    return [_indented(Text(f"slowest / fastest iteration: {first} at first, {last} at the end"))]
+    return [indented(Text(f"slowest / fastest iteration: {first} at first, {last} at the end"))]
 
 
 def _spread(times_s: Sequence[float]) -> str:
@@ -227,7 +216,7 @@ def _traffic(summary: Mapping[str, Any]) -> list[RenderableType]:
     _row(table, "this run", format_bytes(up), format_bytes(down), _bold(format_bytes(up + down), ""))
     _row(table, "BSP, same iterations", "", "", format_bytes(bsp) if bsp else NOTHING)
     if not bsp or not up + down:
-        return [_indented(table), _note("No update was published, so there is nothing to hold against BSP.")]
+        return [indented(table), note("No update was published, so there is nothing to hold against BSP.")]
     ratio = bsp / (up + down)
     words = f"BSP would have sent {format_factor(ratio)} the bytes of this run."
     how = (
@@ -236,7 +225,7 @@ def _traffic(summary: Mapping[str, Any]) -> list[RenderableType]:
         " payloads its devices report, control messages included: the comparison is conservative. It is for equal"
         " iterations, not for equal accuracy."
     )
-    return [_indented(table), _indented(Text(words)), _note(how)]
+    return [indented(table), indented(Text(words)), note(how)]
 
 
 def _files(summary: Mapping[str, Any], plot: Plotted | None) -> list[RenderableType]:
@@ -245,9 +234,9 @@ def _files(summary: Mapping[str, Any], plot: Plotted | None) -> list[RenderableT
     if plot is not None and plot.path is not None:
         names.append(plot.path.name if plot.path.parent == directory else str(plot.path))
     # Whole and on a line of its own, however long: it is there to be copied.
-    lines: list[RenderableType] = [_indented(Text(clean(directory, 4096), style="bold", overflow="fold"))]
-    lines += [_note("  ".join(clean(name, 255) for name in names))] if names else []
-    return lines + ([_note(clean(plot.note))] if plot is not None and plot.note else [])
+    lines: list[RenderableType] = [indented(Text(clean(directory, 4096), style="bold", overflow="fold"))]
+    lines += [note("  ".join(clean(name, 255) for name in names))] if names else []
+    return lines + ([note(clean(plot.note))] if plot is not None and plot.note else [])
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------
@@ -288,4 +277,4 @@ def _change(before: Any, after: Any, form: Any) -> str:
 
 def _left_out(devices: Sequence[object]) -> RenderableType:
     more = len(devices) - DEVICES_MAX
-    return _note(f"… and {format_count(more)} more in summary.json") if more > 0 else ""
+    return note(f"… and {format_count(more)} more in summary.json") if more > 0 else ""

@@ -27,10 +27,10 @@ from hermes_iot.errors import HermesError, IdConflict, Incompatible, ProtocolErr
 from hermes_iot.protocol import codec
 from hermes_iot.protocol.messages import Allocation, CoordinatorStatus
 from hermes_iot.protocol.topics import Topics
-from hermes_iot.protocol.wire import ROUTES
 from hermes_iot.runtime import strategies
+from hermes_iot.runtime.coordinator_link import CoordinatorLink
 from hermes_iot.runtime.leadership import CONNECT_TIMEOUT_S, Leadership, look_for_leader, taken_over
-from hermes_iot.runtime.link import Link, check_refusal
+from hermes_iot.runtime.link import check_refusal
 from hermes_iot.runtime.loop import Inbox, pump
 from hermes_iot.runtime.manifest import first_size, manifest_of, new_run_id
 from hermes_iot.runtime.run_dir import RunDir
@@ -80,13 +80,12 @@ class CoordinatorRunner:
         self._on_record = on_record
         self._clock = clock
         self._running = False
-        self._keyframe_parts = 0
         self._unsaved: list[Remember] = []
         self._held: list[Send] = []
         self._settle_by = 0.0
         self._session = secrets.token_hex(8)
         self._leadership = Leadership(self.topics, client_id=self.client_id, session=self._session)
-        self._link: Link | None = None
+        self._link: CoordinatorLink | None = None
         self.run_dir = RunDir(run_dir)
         try:
             self._open(config, settings or CoordinatorSettings())
@@ -142,7 +141,7 @@ class CoordinatorRunner:
         return self.machine.manifest.run
 
     @property
-    def link(self) -> Link:
+    def link(self) -> CoordinatorLink:
         """The connection; there is none before `start`."""
         if self._link is None:
             raise RuntimeError("the coordinator was not started")
@@ -155,11 +154,13 @@ class CoordinatorRunner:
             BrokerError: the broker cannot be reached.
             IdConflict: another coordinator is online.
         """
-        self._keyframe_parts = look_for_leader(self.topics, self._connect, takeover=self._takeover)
+        keyframe_parts = look_for_leader(self.topics, self._connect, takeover=self._takeover)
         death = CoordinatorStatus(state="offline", session=self._session, run=self.run_id)
         will = Will(topic=self.topics.all("coordinator"), payload=codec.encode_json(death))
         transport = self._connect(self.client_id, will)
-        self._link = Link(self.topics, transport, chunk_bytes=self.machine.manifest.chunk_bytes)
+        self._link = CoordinatorLink(
+            self.machine, self.topics, transport, keyframe_parts=keyframe_parts, on_dropped=_dropped
+        )
         transport.subscribe((*self._leadership.filters, *self.topics.of_coordinator()))
         transport.start(self.inbox.deliver, timeout_s=CONNECT_TIMEOUT_S)
         self._running = True
@@ -223,7 +224,7 @@ class CoordinatorRunner:
                 if self._leadership.heard(event):
                     self._perform(self.machine.connected(now=now))
             case Delivery():
-                self._deliver(event, now)
+                self._perform(self.link.deliver(event, now=now))
             case Connected():
                 self.link.connected(event)
                 log.info("connected fleet=%s run=%s", self.fleet, self.run_id)
@@ -236,19 +237,6 @@ class CoordinatorRunner:
             case _Stop():
                 self._perform(self.machine.stop(now=now))
         self._settle(now)
-
-    def _deliver(self, delivery: Delivery, now: float) -> None:
-        address = self.topics.parse(delivery.topic)
-        if address is None or not delivery.payload:
-            return
-        self.machine.carried(address.channel, up=len(delivery.payload))
-        try:
-            received = self.link.decode(delivery, now=now)
-            effects = self.machine.received(received, now=now) if received is not None else []
-        except ProtocolError as error:
-            log.warning("dropped topic=%s reason=%s detail=%s", delivery.topic, error.reason, error)
-            effects = self.machine.malformed(address.device, address.channel, error.reason)
-        self._perform(effects)
 
     def _disconnected(self, event: Disconnected) -> None:
         log.warning("disconnected reason=%s", event.reason)
@@ -266,14 +254,9 @@ class CoordinatorRunner:
                 case Send(message=Allocation()):
                     self._held.append(effect)
                 case Send():
-                    self._send(effect)
+                    self.link.perform(effect)
                 case SendKeyframe(model=model):
-                    tensors, head, self._keyframe_parts = self.link.send_keyframe(
-                        model, parts_before=self._keyframe_parts
-                    )
-                    # What the coordinator hands over once; what devices fetch of it is in their own counters.
-                    self.machine.carried("model_part", down=tensors)
-                    self.machine.carried("model", down=head, tensor=False)
+                    self.link.perform_keyframe(model)
                 case Checkpoint():
                     self.run_dir.save(self.run_id, effect)
                 case Remember():
@@ -285,12 +268,6 @@ class CoordinatorRunner:
                 case Quit(error=error, reason=reason):
                     self._quit(error, reason)
 
-    def _send(self, effect: Send) -> None:
-        route = ROUTES[type(effect.message)]
-        tensor = route.direction == "down" and route.channel in {"model", "data"}
-        sent = self.link.send(effect.message, device=effect.device)
-        self.machine.carried(route.channel, down=sent, tensor=tensor)
-
     def _settle(self, now: float) -> None:
         """Record what is to be recorded, then send the allocations that waited for it."""
         if self._unsaved and len(self.inbox) and now < self._settle_by and self._running:
@@ -300,7 +277,7 @@ class CoordinatorRunner:
             self.run_dir.remember(self.run_id, unsaved)
         held, self._held = self._held, []
         for effect in held:
-            self._send(effect)
+            self.link.perform(effect)
 
     def _quit(self, error: HermesError | None, reason: str) -> None:
         self._running = False
@@ -323,7 +300,7 @@ class CoordinatorRunner:
                 if isinstance(effect, Checkpoint) and sound:
                     self.run_dir.save(self.run_id, effect)
                 elif isinstance(effect, Send) and ours:
-                    self._send(effect)
+                    self._link.perform(effect)
             self._link.transport.flush(timeout_s=_GOODBYE_S)
 
     def conclude(self) -> dict[str, Any]:
@@ -352,3 +329,7 @@ class CoordinatorRunner:
             about=about,
         )
         return summary
+
+
+def _dropped(delivery: Delivery, error: ProtocolError) -> None:
+    log.warning("dropped topic=%s reason=%s detail=%s", delivery.topic, error.reason, error)

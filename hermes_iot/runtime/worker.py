@@ -1,4 +1,4 @@
-"""Where training happens: beside the loop on one thread, or, for tests and scripts, inline.
+"""Where training happens: beside the loop, on one thread.
 
 A result is posted to the inbox like any other event; an exception is posted as a `Failed` and ends the process in the
 loop's thread, never silently in the worker's.
@@ -60,20 +60,6 @@ class ThreadWorker:
     def _run(self) -> None:
         while (work := self._work.get()) is not None and not self._closed:
             self._inbox.post(_outcome(work))
-
-
-class InlineWorker:
-    """The caller's own thread: everything happens in the order it was asked for."""
-
-    def __init__(self, inbox: Inbox) -> None:
-        self._inbox = inbox
-
-    def submit(self, work: Callable[[], object]) -> None:
-        """See `Worker`."""
-        self._inbox.post(_outcome(work))
-
-    def close(self) -> None:
-        """Nothing to wait for."""
 
 
 def _outcome(work: Callable[[], object]) -> object:

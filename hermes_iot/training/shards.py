@@ -7,7 +7,6 @@ it declares is compared with the bytes that came before anything is allocated. O
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import re
@@ -63,11 +62,6 @@ def decode_shard(data: bytes) -> tuple[Array, Array]:
     except UsageError as error:
         raise ProtocolError("schema", f"a shard's arrays do not fit: {error}") from error
     return shard.x, shard.y
-
-
-def shard_sha256(data: bytes) -> str:
-    """Hex digest that names an encoded shard (`TrainJob.shard`)."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def _read(data: bytes, start: int) -> tuple[Array, int]:

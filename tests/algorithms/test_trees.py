@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hermes_iot.algorithms.trees import BLOCK, flatten, is_finite, norm, sha256, views
+from hermes_iot.algorithms.trees import BLOCK, is_finite, norm, sha256, views
 from hermes_iot.domain import ModelSignature, TensorSpec
 
 repeatable = settings(derandomize=True, deadline=None)
@@ -32,25 +32,8 @@ def arrays():
     ]
 
 
-def test_tensors_are_laid_out_in_the_signatures_order():
-    vector = flatten(arrays(), SIGNATURE)
-    assert vector.dtype == np.float32
-    assert vector.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
-
-
-def test_a_transposed_tensor_is_laid_out_by_rows_and_a_double_is_narrowed():
-    signature = ModelSignature(tensors=(TensorSpec(name="w", shape=(3, 2)),))
-    assert flatten([np.arange(6.0).reshape(2, 3).T], signature).tolist() == [0, 3, 1, 4, 2, 5]
-
-
-def test_flattening_copies():
-    source = arrays()
-    flatten(source, SIGNATURE)[0] = 99
-    assert source[0][0, 0] == 0
-
-
 def test_views_are_the_tensors_and_share_the_vectors_memory():
-    vector = flatten(arrays(), SIGNATURE)
+    vector = np.arange(9, dtype=np.float32)
     tensors = views(vector, SIGNATURE)
     assert list(tensors) == ["weight", "scale", "none", "bias"]
     for array, spec in zip(arrays(), SIGNATURE.tensors, strict=True):
@@ -62,17 +45,15 @@ def test_views_are_the_tensors_and_share_the_vectors_memory():
 
 @repeatable
 @given(shapes=st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), max_size=5), seed=st.integers(0, 99))
-def test_views_of_a_flattened_model_give_the_model_back(shapes, seed):
+def test_views_cover_the_whole_vector_in_the_signatures_order(shapes, seed):
     signature = ModelSignature(tensors=tuple(TensorSpec(name=str(at), shape=s) for at, s in enumerate(shapes)))
     vector = np.random.default_rng(seed).standard_normal(signature.parameters).astype(np.float32)
-    assert flatten(list(views(vector, signature).values()), signature).tobytes() == vector.tobytes()
+    tensors = views(vector, signature)
+    assert {name: tensor.shape for name, tensor in tensors.items()} == {str(at): s for at, s in enumerate(shapes)}
+    assert b"".join(tensor.tobytes() for tensor in tensors.values()) == vector.tobytes()
 
 
 def test_what_does_not_follow_the_signature_is_a_programming_error():
-    with pytest.raises(ValueError, match="do not follow"):
-        flatten(arrays()[:-1], SIGNATURE)
-    with pytest.raises(ValueError, match="do not follow"):
-        flatten([array.reshape(-1) for array in arrays()], SIGNATURE)
     for vector in (np.zeros(8, np.float32), np.zeros((3, 3), np.float32), np.zeros(18, np.float32)[::2]):
         with pytest.raises(ValueError, match="contiguous vector of 9"):
             views(vector, SIGNATURE)

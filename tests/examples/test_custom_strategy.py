@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hermes_iot.algorithms.strategies.base import Contribution, StateDump
 from hermes_iot.cli import files
 from hermes_iot.cli.app import command
-from hermes_iot.cli.coordinator import chosen_constants
+from hermes_iot.cli.run_options import chosen_constants
 from hermes_iot.config import RunConfig
 from hermes_iot.core.stopping import StopRules
 from hermes_iot.domain import Trained

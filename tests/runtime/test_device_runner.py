@@ -26,7 +26,7 @@ from hermes_iot.protocol.messages import DeviceState, DeviceStatus
 from hermes_iot.protocol.topics import Topics
 from hermes_iot.runtime import worker
 from hermes_iot.runtime.loop import Inbox
-from hermes_iot.runtime.worker import Failed, InlineWorker, ThreadWorker
+from hermes_iot.runtime.worker import Failed, ThreadWorker
 from hermes_iot.training.toy import ToyTrainer
 from hermes_iot.transport.base import Refused
 from hermes_iot.transport.memory import MemoryBroker
@@ -250,18 +250,16 @@ def test_any_other_error_in_training_is_one_line_that_names_the_task(connect, tm
     assert raised.__cause__ is error
 
 
-@pytest.mark.parametrize("worker_of", [ThreadWorker, InlineWorker])
-def test_rows_that_are_not_there_are_waited_for_and_nobody_dies(connect, fleet, tmp_path, worker_of):
+def test_rows_that_are_not_there_are_waited_for_and_nobody_dies(connect, fleet, tmp_path):
     act = raising(ProtocolError("rows", "row 5000 of 800"))
-    with running(toy_device(connect, tmp_path, "pi-01", trainer_of=acting(act), worker_of=worker_of)) as one:
+    with running(toy_device(connect, tmp_path, "pi-01", trainer_of=acting(act))) as one:
         fleet.wait("state", device="pi-01", phase="waiting", iterations=2)
         assert one.error is None
 
 
-@pytest.mark.parametrize("worker_of", [ThreadWorker, InlineWorker])
-def test_both_workers_tell_the_loop_what_was_raised(worker_of):
+def test_the_worker_tells_the_loop_what_was_raised():
     inbox = Inbox()
-    one = worker_of(inbox)
+    one = ThreadWorker(inbox)
     for act in (raising(ValueError("no")), lambda: "well"):
         one.submit(act)
     first, second = inbox.take(timeout_s=PATIENCE_S), inbox.take(timeout_s=PATIENCE_S)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from hermes_iot.algorithms.aggregation import displaced
 from hermes_iot.algorithms.checks import require_number
-from hermes_iot.algorithms.strategies.base import Contribution, Fleet, Merged, Regime, ScoreOf, StateDump
-from hermes_iot.algorithms.strategies.every import Nothing, PushesDisplacement
+from hermes_iot.algorithms.strategies.base import Contribution, Fleet, Merged, Regime, ScoreOf
+from hermes_iot.algorithms.strategies.every import Nothing, PushesDisplacement, RemembersNothing
 from hermes_iot.algorithms.trees import is_finite
 from hermes_iot.domain import Params
 from hermes_iot.errors import ProtocolError
@@ -34,7 +34,7 @@ class AspConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Asp(PushesDisplacement[Nothing]):
+class Asp(RemembersNothing, PushesDisplacement[Nothing]):
     """See the module. The coordinator remembers nothing."""
 
     config: AspConfig
@@ -43,10 +43,6 @@ class Asp(PushesDisplacement[Nothing]):
     def regime(self) -> Regime:
         """Fresh rows, fp32, displacements."""
         return Regime(codec_up="fp32", codec_down="fp32", displaces=True)
-
-    def coordinator_start(self, initial: Params) -> Nothing:  # noqa: ARG002
-        """Nothing to remember."""
-        return ()
 
     def merge(
         self,
@@ -63,14 +59,6 @@ class Asp(PushesDisplacement[Nothing]):
         """
         merged, weight = added(model, contribution, fleet, self.config.scale)
         return state, Merged(model=merged, reply_to=(contribution.device,), weight=weight)
-
-    def dump(self, state: Nothing) -> StateDump:  # noqa: ARG002
-        """Nothing to keep."""
-        return StateDump()
-
-    def load(self, dump: StateDump) -> Nothing:  # noqa: ARG002
-        """Nothing was kept."""
-        return ()
 
 
 def added(model: Params, contribution: Contribution, fleet: Fleet, scale: float | None) -> tuple[Params, float]:

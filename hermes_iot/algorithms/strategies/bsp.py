@@ -18,9 +18,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from hermes_iot.algorithms.barrier import Entry, Round, closed, complete, handed_in
 from hermes_iot.algorithms.checks import STEPS_MAX, require_whole
 from hermes_iot.algorithms.speed import Report
+from hermes_iot.algorithms.strategies.barrier import Entry, Round, closed, complete, handed_in
 from hermes_iot.algorithms.strategies.base import NOTHING, Contribution, Fleet, Merged, Regime, ScoreOf, StateDump
 from hermes_iot.algorithms.strategies.every import PushesModel
 from hermes_iot.domain import DeviceId, Params, Sizing
@@ -115,8 +115,7 @@ class Bsp(PushesModel[BspHalf]):
 def _settled(state: BspHalf, fleet: Fleet, newest: DeviceId | None) -> tuple[BspHalf, Merged]:
     if not complete(state.entries, fleet):
         return state, NOTHING
-    end = closed(state.entries, by=newest)
-    return replace(state, entries={}), Merged(model=end.model, reply_to=end.members, weight=end.weight)
+    return replace(state, entries={}), closed(state.entries, by=newest)
 
 
 def build_strategy(config: BspConfig) -> Bsp:

@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from hermes_iot.algorithms.barrier import Entry, Round, closed, complete, handed_in
 from hermes_iot.algorithms.checks import require_whole
 from hermes_iot.algorithms.speed import SECONDS_MAX
+from hermes_iot.algorithms.strategies.barrier import Entry, Round, closed, complete, handed_in
 from hermes_iot.algorithms.strategies.base import (
     NOTHING,
     BaseStrategy,
@@ -134,11 +134,10 @@ class Ebsp(BaseStrategy[EbspDevice, EbspHalf]):
     def _settled(self, state: EbspHalf, fleet: Fleet, newest: DeviceId | None) -> tuple[EbspHalf, Merged]:
         if not complete(state.entries, fleet):
             return state, NOTHING
-        end = closed(state.entries, by=newest)
         # Who has gone would only make the others meet its end.
         present = {device: seconds for device, seconds in state.seconds.items() if device in fleet}
         iterations = iterations_to_barrier(present, self.config.lookahead)
-        return EbspHalf(), Merged(model=end.model, reply_to=end.members, weight=end.weight, iterations=iterations)
+        return EbspHalf(), replace(closed(state.entries, by=newest), iterations=iterations)
 
 
 def build_strategy(config: EbspConfig) -> Ebsp:

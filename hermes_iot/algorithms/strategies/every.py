@@ -1,6 +1,6 @@
 """Device halves that push after every iteration: the model itself, or how far the iteration moved it.
 
-Neither remembers anything, and the coordinator halves that only answer the sender do not either.
+Neither remembers anything. `RemembersNothing` is their counterpart: a coordinator half that only answers the sender.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from hermes_iot.algorithms.strategies.base import BaseStrategy, C, Decision
+from hermes_iot.algorithms.strategies.base import BaseStrategy, C, Decision, StateDump
 from hermes_iot.domain import Params, Trained
 
 #: The state of a half that remembers nothing.
@@ -41,3 +41,19 @@ class PushesDisplacement(PushesModel[C]):
         """The difference; it may overflow to infinity, and whoever asked looks."""
         with np.errstate(over="ignore", invalid="ignore"):
             return state, params - base
+
+
+class RemembersNothing:
+    """A coordinator half without a state: what it makes of a push depends on that push alone."""
+
+    def coordinator_start(self, initial: Params) -> Nothing:  # noqa: ARG002
+        """Nothing to remember."""
+        return ()
+
+    def dump(self, state: Nothing) -> StateDump:  # noqa: ARG002
+        """Nothing to keep."""
+        return StateDump()
+
+    def load(self, dump: StateDump) -> Nothing:  # noqa: ARG002
+        """Nothing was kept."""
+        return ()

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from hermes_iot.algorithms.aggregation import blend
 from hermes_iot.algorithms.checks import require_number
-from hermes_iot.algorithms.strategies.base import Contribution, Fleet, Merged, Regime, ScoreOf, StateDump
-from hermes_iot.algorithms.strategies.every import Nothing, PushesModel
+from hermes_iot.algorithms.strategies.base import Contribution, Fleet, Merged, Regime, ScoreOf
+from hermes_iot.algorithms.strategies.every import Nothing, PushesModel, RemembersNothing
 from hermes_iot.domain import Params
 
 
@@ -30,7 +30,7 @@ class FedasyncConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Fedasync(PushesModel[Nothing]):
+class Fedasync(RemembersNothing, PushesModel[Nothing]):
     """See the module. The coordinator remembers nothing."""
 
     config: FedasyncConfig
@@ -39,10 +39,6 @@ class Fedasync(PushesModel[Nothing]):
     def regime(self) -> Regime:
         """Fresh rows, fp32."""
         return Regime(codec_up="fp32", codec_down="fp32")
-
-    def coordinator_start(self, initial: Params) -> Nothing:  # noqa: ARG002
-        """Nothing to remember."""
-        return ()
 
     def merge(
         self,
@@ -56,14 +52,6 @@ class Fedasync(PushesModel[Nothing]):
         weight = self.config.alpha * (1 + contribution.lag) ** -self.config.exponent
         merged = blend(model, contribution.vector, weight)
         return state, Merged(model=merged, reply_to=(contribution.device,), weight=weight)
-
-    def dump(self, state: Nothing) -> StateDump:  # noqa: ARG002
-        """Nothing to keep."""
-        return StateDump()
-
-    def load(self, dump: StateDump) -> Nothing:  # noqa: ARG002
-        """Nothing was kept."""
-        return ()
 
 
 def build_strategy(config: FedasyncConfig) -> Fedasync:

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from hermes_iot.algorithms.barrier import Entry, Round, closed, complete, handed_in
 from hermes_iot.algorithms.checks import require_number, require_whole
+from hermes_iot.algorithms.strategies.barrier import Entry, Round, closed, complete, handed_in
 from hermes_iot.algorithms.strategies.base import NOTHING, Contribution, Fleet, Merged, Regime, ScoreOf, StateDump
 from hermes_iot.algorithms.strategies.every import PushesModel
 from hermes_iot.domain import DeviceId, Params
@@ -113,13 +113,11 @@ class Fedavg(PushesModel[FedavgHalf]):
                 return _recalled(state, fleet)
         elif any(device in fleet and device not in state.entries for device in state.drawn):
             return state, NOTHING
-        end = closed(state.entries, by=newest) if state.entries else None
+        end = closed(state.entries, by=newest) if state.entries else NOTHING
         idle = state.idle | state.entries.keys()
         drawn = self._draw(state.number + 1, sorted(device for device in idle if device in fleet), len(fleet))
         after = FedavgHalf(number=state.number + 1, drawn=drawn or None, idle=idle - set(drawn))
-        if end is None:
-            return after, Merged(model=None, reply_to=drawn)
-        return after, Merged(model=end.model, reply_to=drawn, weight=end.weight)
+        return after, replace(end, reply_to=drawn)
 
     def _draw(self, number: int, candidates: Sequence[DeviceId], present: int) -> tuple[DeviceId, ...]:
         """C of those present, from those that can be answered; by name."""

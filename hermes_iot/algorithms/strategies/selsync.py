@@ -30,8 +30,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from hermes_iot.algorithms.barrier import Entry, Round, awaited, closed, complete, handed_in
 from hermes_iot.algorithms.checks import require_number, require_whole
+from hermes_iot.algorithms.strategies.barrier import Entry, Round, awaited, closed, complete, handed_in
 from hermes_iot.algorithms.strategies.base import (
     NOTHING,
     BaseStrategy,
@@ -192,8 +192,7 @@ def _settled(state: SelsyncHalf, fleet: Fleet, newest: DeviceId | None) -> tuple
     if not state.entries:
         return state, NOTHING
     if complete(state.entries, fleet):
-        end = closed(state.entries, by=newest)
-        return SelsyncHalf(), Merged(model=end.model, reply_to=end.members, weight=end.weight)
+        return SelsyncHalf(), closed(state.entries, by=newest)
     still = awaited(state.entries, fleet)
     # One that went is forgotten here, so it is asked again when it comes back.
     summon = tuple(device for device in still if device not in state.summoned)

@@ -12,11 +12,9 @@ from typing import Any, Final
 
 from hermes_iot.core.coordinator import Coordinator
 from hermes_iot.core.effects import Effect, Quit, Record, Send, SendKeyframe
-from hermes_iot.errors import ProtocolError
 from hermes_iot.protocol import codec
 from hermes_iot.protocol.messages import Allocation, CoordinatorStatus
-from hermes_iot.protocol.wire import ROUTES
-from hermes_iot.runtime.link import Link
+from hermes_iot.runtime.coordinator_link import CoordinatorLink
 from hermes_iot.runtime.simulation.clock import Timer
 from hermes_iot.runtime.simulation.world import World
 from hermes_iot.transport.base import Connected, Delivery, TransportEvent, Will
@@ -46,14 +44,12 @@ class SimulatedCoordinator:
         self.running = True
         self._world = world
         self._observe = observe
-        self._keyframe_parts = 0
         self._held: list[Send] = []
         self._timer = Timer(world.clock, self._expire)
-        manifest = machine.manifest
-        death = CoordinatorStatus(state="offline", session=CLIENT_ID, run=manifest.run)
+        death = CoordinatorStatus(state="offline", session=CLIENT_ID, run=machine.manifest.run)
         will = Will(topic=world.topics.all("coordinator"), payload=codec.encode_json(death))
         self._transport = world.network.beside(CLIENT_ID, will)
-        self._link = Link(world.topics, self._transport, chunk_bytes=manifest.chunk_bytes)
+        self._link = CoordinatorLink(machine, world.topics, self._transport)
 
     def start(self) -> None:
         """Connect and subscribe."""
@@ -85,20 +81,8 @@ class SimulatedCoordinator:
             self._perform(self.machine.connected(now=now))
         elif isinstance(event, Delivery):
             self._world.ledger.note(now, CLIENT_ID, event.topic, event.payload)
-            self._deliver(event, now)
+            self._perform(self._link.deliver(event, now=now))
         self._rest()
-
-    def _deliver(self, delivery: Delivery, now: float) -> None:
-        address = self._world.topics.parse(delivery.topic)
-        if address is None or not delivery.payload:
-            return
-        self.machine.carried(address.channel, up=len(delivery.payload))
-        try:
-            received = self._link.decode(delivery, now=now)
-            effects = self.machine.received(received, now=now) if received is not None else []
-        except ProtocolError as error:
-            effects = self.machine.malformed(address.device, address.channel, error.reason)
-        self._perform(effects)
 
     def _expire(self) -> None:
         now = self._world.clock.now
@@ -111,7 +95,7 @@ class SimulatedCoordinator:
         """Send the allocations that waited for the registry; then until the machine's or the wire's next deadline."""
         held, self._held = self._held, []
         for effect in held:
-            self._send(effect)
+            self._link.perform(effect)
         deadlines = (self.machine.next_deadline(), self._link.wire.next_deadline())
         self._timer.set(min((one for one in deadlines if one is not None), default=None))
 
@@ -123,21 +107,11 @@ class SimulatedCoordinator:
                 case Send(message=Allocation()):
                     self._held.append(effect)
                 case Send():
-                    self._send(effect)
+                    self._link.perform(effect)
                 case SendKeyframe(model=model):
-                    tensors, head, self._keyframe_parts = self._link.send_keyframe(
-                        model, parts_before=self._keyframe_parts
-                    )
-                    self.machine.carried("model_part", down=tensors)
-                    self.machine.carried("model", down=head, tensor=False)
+                    self._link.perform_keyframe(model)
                 case Record(event=event, fields=fields):
                     if self._observe is not None:
                         self._observe(event, {"elapsed_s": self.machine.progress.elapsed_s, **fields})
                 case Quit():
                     self.running = False
-
-    def _send(self, effect: Send) -> None:
-        route = ROUTES[type(effect.message)]
-        tensor = route.direction == "down" and route.channel in {"model", "data"}
-        sent = self._link.send(effect.message, device=effect.device)
-        self.machine.carried(route.channel, down=sent, tensor=tensor)

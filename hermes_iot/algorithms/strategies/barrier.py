@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from hermes_iot.algorithms.aggregation import weighted_mean
+from hermes_iot.algorithms.strategies.base import Merged
 from hermes_iot.domain import DeviceId, Params
 
 
@@ -27,21 +28,6 @@ class Entry:
 
 #: What was handed in since the barrier last opened. Never changed in place.
 Round: TypeAlias = Mapping[DeviceId, Entry]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Closed:
-    """A round that is over.
-
-    Attributes:
-        model: the mean, shape (P,).
-        members: who handed something in, by name; those that have gone since among them.
-        weight: the share in `model` of the one that closed it; 0 where nobody in particular did.
-    """
-
-    model: Params
-    members: tuple[DeviceId, ...]
-    weight: float
 
 
 def handed_in(entries: Round, device: DeviceId, entry: Entry) -> Round:
@@ -59,8 +45,10 @@ def awaited(entries: Round, fleet: Collection[DeviceId]) -> tuple[DeviceId, ...]
     return tuple(device for device in fleet if device not in entries)
 
 
-def closed(entries: Round, *, by: DeviceId | None) -> Closed:
-    """The mean of a round, `by` whose entry it was closed.
+def closed(entries: Round, *, by: DeviceId | None) -> Merged:
+    """The mean of a round; it answers all who handed something in, by name, those that have gone since among them.
+
+    Its weight is that of `by`, whose entry closed the round; 0 where nobody's in particular did.
 
     Raises:
         ValueError: nothing was handed in, or the vectors differ in shape or are not flat float32.
@@ -69,4 +57,4 @@ def closed(entries: Round, *, by: DeviceId | None) -> Closed:
     weights = [entries[device].weight for device in members]
     model = weighted_mean([entries[device].vector for device in members], weights)
     weight = entries[by].weight / sum(weights) if by is not None and by in entries else 0.0
-    return Closed(model=model, members=members, weight=weight)
+    return Merged(model=model, reply_to=members, weight=weight)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hermes_iot.algorithms.barrier import Entry, awaited, closed, complete, handed_in
+from hermes_iot.algorithms.strategies.barrier import Entry, awaited, closed, complete, handed_in
 from tests.support.baselines import Devices, vector
 
 
@@ -44,7 +44,7 @@ def test_a_round_closes_with_the_weighted_mean():
     held = {"b": Entry(vector=vector(4, 0), weight=3.0), "a": Entry(vector=vector(0, 8), weight=1.0)}
     end = closed(held, by="b")
     assert np.array_equal(end.model, vector(3, 2))
-    assert (end.members, end.weight) == (("a", "b"), 0.75)
+    assert (end.reply_to, end.weight) == (("a", "b"), 0.75)
     assert closed(held, by=None).weight == 0.0
     assert closed(held, by="x").weight == 0.0
 

@@ -1,0 +1,69 @@
+"""A coordinator's link: what passes over it is told to its machine, which counts every byte of a run's traffic.
+
+Shared by a coordinator and a simulated one, so that a run and its simulation count alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hermes_iot.core.coordinator import Coordinator
+from hermes_iot.core.effects import Effect, Send
+from hermes_iot.errors import ProtocolError
+from hermes_iot.protocol.messages import Model
+from hermes_iot.protocol.topics import Topics
+from hermes_iot.protocol.wire import ROUTES
+from hermes_iot.runtime.link import Link
+from hermes_iot.transport.base import Delivery, Transport
+
+
+class CoordinatorLink(Link):
+    """See the module.
+
+    Args:
+        machine: counts, and decides what a delivery means.
+        topics: of the fleet.
+        transport: moves the bytes.
+        keyframe_parts: chunks of an earlier keyframe that the broker may hold.
+        on_dropped: told of a delivery that breaks the rules.
+    """
+
+    def __init__(
+        self,
+        machine: Coordinator,
+        topics: Topics,
+        transport: Transport,
+        *,
+        keyframe_parts: int = 0,
+        on_dropped: Callable[[Delivery, ProtocolError], None] = lambda _delivery, _error: None,
+    ) -> None:
+        super().__init__(topics, transport, chunk_bytes=machine.manifest.chunk_bytes)
+        self._machine = machine
+        self._keyframe_parts = keyframe_parts
+        self._on_dropped = on_dropped
+
+    def deliver(self, delivery: Delivery, *, now: float) -> list[Effect]:
+        """Hand a delivery to the machine; what it wants done about it."""
+        address = self.topics.parse(delivery.topic)
+        if address is None or not delivery.payload:
+            return []
+        self._machine.carried(address.channel, up=len(delivery.payload))
+        try:
+            received = self.decode(delivery, now=now)
+            return self._machine.received(received, now=now) if received is not None else []
+        except ProtocolError as error:
+            self._on_dropped(delivery, error)
+            return self._machine.malformed(address.device, address.channel, error.reason)
+
+    def perform(self, effect: Send) -> None:
+        """Send a message of the machine's."""
+        route = ROUTES[type(effect.message)]
+        tensor = route.direction == "down" and route.channel in {"model", "data"}
+        sent = self.send(effect.message, device=effect.device)
+        self._machine.carried(route.channel, down=sent, tensor=tensor)
+
+    def perform_keyframe(self, model: Model) -> None:
+        """Send a keyframe: counted once, as handed over; what devices fetch of it is in their own counters."""
+        tensors, head, self._keyframe_parts = self.send_keyframe(model, parts_before=self._keyframe_parts)
+        self._machine.carried("model_part", down=tensors)
+        self._machine.carried("model", down=head, tensor=False)
