@@ -9,7 +9,7 @@ quantization of exponential and Laplacian random variables"). With error feedbac
 it would be lost, so a whole model is not sent this way.
 
 `STEP` was chosen on 10,000 of MNIST's training digits that nobody trained on, seeds 10 and 11: against int4, 1 saves a
-tenth of the bytes to 98 %, 1.5 three tenths for a tenth of the time, 2 a quarter for half of the time.
+tenth of the bytes to 98 %, 1.5 three tenths for a seventh of the time, 2 a quarter for half of the time.
 """
 
 from __future__ import annotations
