@@ -38,12 +38,14 @@ class Coding:
         decode: a body of a possible length and P to a new, writable vector of shape (P,).
         body_bytes: P to the body's length, to the largest one where it depends on the entries.
         least_bytes: P to the smallest length; None when every body is `body_bytes` long.
+        partial: it leaves entries out, which only a difference can do without.
     """
 
     encode: Callable[[Params], bytes]
     decode: Callable[[bytes | bytearray | memoryview, int], Params]
     body_bytes: Callable[[int], int]
     least_bytes: Callable[[int], int] | None = None
+    partial: bool = False
 
 
 def _to_fp32(vector: Params) -> bytes:
@@ -69,6 +71,7 @@ def _topk(percent: int) -> Coding:
         decode=partial(from_topk, percent=percent),
         body_bytes=partial(longest_topk, percent=percent),
         least_bytes=partial(shortest_topk, percent=percent),
+        partial=True,
     )
 
 
@@ -77,7 +80,7 @@ CODINGS: Final[Mapping[str, Coding]] = {
     "fp16": Coding(encode=_to_fp16, decode=_from_fp16, body_bytes=lambda size: 2 * size),
     "int8": Coding(encode=to_int8, decode=from_int8, body_bytes=int8_bytes),
     "int4": Coding(encode=to_int4, decode=from_int4, body_bytes=int4_bytes),
-    "deadzone": Coding(encode=to_deadzone, decode=from_int4, body_bytes=int4_bytes),
+    "deadzone": Coding(encode=to_deadzone, decode=from_int4, body_bytes=int4_bytes, partial=True),
     "topk5": _topk(5),
     "topk10": _topk(10),
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from hermes_iot import __version__
+from hermes_iot.algorithms.compression import CODINGS
 from hermes_iot.algorithms.strategies.base import Regime
 from hermes_iot.config import RunConfig
 from hermes_iot.domain import Codec, RunId, Sizing
@@ -66,7 +67,7 @@ def manifest_of(run: str, config: RunConfig, bench: Bench, strategy: StrategyInf
 
 
 def _codec(codec: Codec, option: str, *, displacement: bool) -> Codec:
-    if (codec.startswith("topk") or codec == "deadzone") and not displacement:
+    if CODINGS[codec].partial and not displacement:
         raise UsageError(
             f"{option} {codec} cannot be used with this strategy",
             why="it sends whole models that way, and of a whole model no entry may be left out",

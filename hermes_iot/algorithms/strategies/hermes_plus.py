@@ -5,8 +5,8 @@
 - **Rows**: disjoint, in proportion to speed, so that in a given time every row is seen about equally often.
 - **Gate**: `paired_gate`: a push when it would lower the loss on unused rows, forced after `gate.max_age` iterations.
 - **Mixing**: `mixing`: displacements at the weight of the device's share, delayed Nesterov momentum, a served average.
-- **Bytes**: a bit and a half per entry both ways (`deadzone`); what the codec cuts off is carried over (error feedback), and an answer is the difference
-  from what the device holds.
+- **Bytes**: a bit and a half per entry both ways (`deadzone`); what the codec cuts off is carried over (error feedback),
+  and an answer is the difference from what the device holds.
 
 Related: FedBuff (Nguyen et al. 2022, arXiv 2106.06639), FedAsync (Xie et al. 2019, arXiv 1903.03934), DiLoCo (Douillard
 et al. 2023, arXiv 2311.08105). Each part can be switched off by a constant, which is what ``bench --ablate`` does.
@@ -22,6 +22,7 @@ import numpy as np
 
 from hermes_iot.algorithms import mixing, paired_gate
 from hermes_iot.algorithms.checks import require_number, require_option, require_whole
+from hermes_iot.algorithms.compression import CODINGS
 from hermes_iot.algorithms.mixing import Mixing
 from hermes_iot.algorithms.paired_gate import PairedGateConfig, PairedGateState
 from hermes_iot.algorithms.shares import SharesConfig, SharesState, share_out
@@ -96,7 +97,7 @@ class HermesPlusConfig:
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"hermes-plus {name} {getattr(self, name)!r:.60} cannot be used", why="true or false")
         whole = self.codec_whole if self.delta_down else self.codec_down
-        if whole.startswith("topk") or whole == "deadzone":
+        if CODINGS[whole].partial:
             raise UsageError(
                 f"a whole model cannot be sent as {whole}",
                 why="that codec leaves entries out, which only a difference can do without",
