@@ -7,7 +7,7 @@ older checkpoint gives the same numbers to other models. An answer as a differen
 codec cuts off is part of the next one.
 
 What is known of devices is bounded and lives no longer than this process. A device whose vector is not known (any
-more) is answered with the whole model, in fp16.
+more) is answered with the whole model, in the codec of the regime.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class HermesPlusConfig:
     learning_rate_scale: float = 1.5
     codec_up: Codec = "deadzone"
     codec_down: Codec = "deadzone"
-    codec_whole: Codec = "fp16"
+    codec_whole: Codec = "int8"
     delta_down: bool = True
     weights: Weights = "speed"
     barrier: bool = False
