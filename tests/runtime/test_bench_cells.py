@@ -81,7 +81,7 @@ def test_rows_are_read_with_constants_in_brackets():
     assert (first.label, first.strategy, first.constants) == ("bsp", "bsp", {})
     assert second.strategy == "hermes-plus"
     assert second.constants == {"momentum": 0.7, "shares": {"target_s": 2}, "codec_up": "fp16"}
-    assert third.constants["codec_whole"] == "int8"
+    assert third.constants["shares"]["target_s"] == 4
 
 
 def test_codecs_of_a_row_are_those_of_the_run():

@@ -37,7 +37,7 @@ GATES: Final = (
 )
 #: Other settings that people will want.
 VARIANTS: Final = (
-    _plus("lean", shares={"target_s": 4.0}, codec_whole="int8"),
+    _plus("lean", shares={"target_s": 4.0, "rounds_per_doubling": 4}),
     _plus("T*=1", shares={"target_s": 1.0}),
     _plus("T*=4", shares={"target_s": 4.0}),
     _plus("T*=8", shares={"target_s": 8.0}),
