@@ -106,7 +106,7 @@ def test_a_changed_bit_is_never_read_as_a_record(tmp_path):
         directory.mkdir()
         (directory / "journal-000000000000.log").write_bytes(changed)
         if bit // 8 < len(content) - 16 - len(RECORDS[-1]):
-            with pytest.raises(Damaged, match="journal-000000000000.log"):
+            with pytest.raises(Damaged, match=r"journal-000000000000\.log"):
                 payloads(directory)
         else:  # in the last record a change is not to be told from a torn tail
             assert payloads(directory) == RECORDS[:-1]
