@@ -31,6 +31,8 @@ from hermes_iot.domain import Params
 
 #: A device that was away for long has not done more than so many iterations' worth of good.
 ELAPSED_MAX: Final = 3.0
+#: Shares that add up to 1 on paper may add up to a little less here; the round is then over all the same.
+ROUND: Final = 1 - 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +100,7 @@ def mix(
         gathered_share = state.gathered_share + share * elapsed
         velocity: Params = state.velocity
         rounds = state.rounds
-        if gathered_share >= 1:
+        if gathered_share >= ROUND:
             mean: Params = gathered / np.float32(gathered_share)
             velocity = velocity * np.float32(momentum) + mean
             gathered, gathered_share = np.zeros_like(model), 0.0

@@ -64,7 +64,7 @@ class PairedGateConfig:
 
     kind: Gate | None = "paired"
     z: float = 1.0
-    max_age: int = 3
+    max_age: int = 2
     weight_min: float = 0.1
     test_share: float = 0.1
     test_rows_min: int = 16

@@ -253,6 +253,10 @@ def _setting(
     if data is not None:
         if data not in get_args(DataMode):
             raise UsageError(f"--data {data!r} cannot be used", mend=f"Use {' or '.join(get_args(DataMode))}")
+        if dirichlet is not None and data != "local":
+            raise UsageError(
+                f"--dirichlet and --data {data} contradict each other", why="skewed rows are the boards' own"
+            )
         one = replace(one, data_mode=cast("DataMode", data))
     if targets is not None:
         one = replace(one, targets=_targets(targets))

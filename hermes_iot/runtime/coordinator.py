@@ -98,7 +98,7 @@ class CoordinatorRunner:
         left = self.run_dir.unfinished(self.fleet, config)
         run = left if left is not None else new_run_id(self.bench.task.name)
         self.config = config
-        strategy, info = strategies.resolve(config.strategy).build(config.constants)
+        strategy, info = strategies.resolve(config.strategy).build(config.constants, seed=config.seed)
         manifest = manifest_of(run, config, self.bench, info, strategy.regime)
         restored = self.run_dir.restored(run) if left is not None else None
         if restored is not None and restored.arrays["model"].size != manifest.model.parameters:

@@ -31,6 +31,7 @@ def new_run_id(task: str) -> str:
 def manifest_of(run: str, config: RunConfig, bench: Bench, strategy: StrategyInfo, regime: Regime) -> RunManifest:
     """What the devices are told: the person's choices, else the strategy's, else the task's."""
     signature = bench.trainer.signature
+    codecs = codecs_of(config.codec, config.codec_down, regime)
     sampling = config.sampling or regime.sampling
     if config.sampling is None and sampling == "fresh" and config.data_mode == "local":
         sampling = "kept"
@@ -56,14 +57,22 @@ def manifest_of(run: str, config: RunConfig, bench: Bench, strategy: StrategyInf
         epochs=config.epochs or regime.epochs or bench.defaults.epochs or _EPOCHS,
         learning_rate=config.learning_rate
         or (bench.defaults.learning_rate or _LEARNING_RATE) * regime.learning_rate_scale,
-        codec=_codec(config.codec or regime.codec_up, "--codec", displacement=regime.displaces),
-        codec_down=_codec(
-            config.codec_down or config.codec or regime.codec_down, "--codec-down", displacement=regime.delta_down
-        ),
+        codec=codecs[0],
+        codec_down=codecs[1],
         chunk_bytes=config.chunk_bytes,
         telemetry=config.telemetry,
         software=__version__,
     )
+
+
+def codecs_of(codec: Codec | None, codec_down: Codec | None, regime: Regime) -> tuple[Codec, Codec]:
+    """Of updates and of answers, from those a person may have named.
+
+    Raises:
+        UsageError: the strategy sends whole models that way, and the codec leaves entries out.
+    """
+    up = _codec(codec or regime.codec_up, "--codec", displacement=regime.displaces)
+    return up, _codec(codec_down or codec or regime.codec_down, "--codec-down", displacement=regime.delta_down)
 
 
 def _codec(codec: Codec, option: str, *, displacement: bool) -> Codec:

@@ -11,7 +11,7 @@ import importlib
 import importlib.metadata
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -36,13 +36,21 @@ class Found:
     module: ModuleType
     source_sha256: str = ""
 
-    def build(self, constants: Mapping[str, Any]) -> tuple[Strategy[Any, Any], StrategyInfo]:
+    def build(
+        self, constants: Mapping[str, Any], *, seed: int | None = None
+    ) -> tuple[Strategy[Any, Any], StrategyInfo]:
         """The strategy of these constants, and how a manifest names it.
+
+        Args:
+            constants: those that are not the defaults.
+            seed: the run's, for a strategy that has a constant of this name and was not given it.
 
         Raises:
             UsageError: an unknown or impossible constant.
         """
         kind = self.module.Config
+        if seed is not None and "seed" in {one.name for one in fields(kind)}:
+            constants = {"seed": seed, **constants}
         check_nested(constants, kind, where=self.name)
         try:
             config = from_mapping(constants, kind)

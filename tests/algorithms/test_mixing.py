@@ -85,3 +85,24 @@ def test_one_fleet_round_is_one_weighted_average_in_whatever_order(order):
     for one in order:
         state, model = mix(state, model, vector(moves[one]), share=shares[one], elapsed=1.0, **PLAIN)
     assert model[0] == pytest.approx(5 + 0.8 - 0.8 + 0.6 + 0.4, abs=1e-5)
+
+
+@pytest.mark.parametrize("devices", [3, 6, 7, 10, 12, 49, 1000])
+def test_a_round_of_equal_shares_is_over_with_its_last_device(devices):
+    """Six sixths add up to a little less than 1 in floating point."""
+    state, model = start(vector(0)), vector(0)
+    for _ in range(devices):
+        assert state.rounds == 0
+        state, model = mix(state, model, vector(1), share=1 / devices, elapsed=1.0, **PLAIN)
+    assert (state.rounds, state.gathered_share) == (1, 0.0)
+
+
+@given(
+    order=st.permutations([1.0, 1.0, 1 / 1.6, 1 / 1.6, 1 / 1.6, 1 / 2.4, 1 / 2.4, 1 / 2.4, 1 / 4, 1 / 4, 1 / 8, 1 / 8])
+)
+def test_a_round_of_shares_by_speed_is_over_with_its_last_device_in_whatever_order(order):
+    state, model = start(vector(0)), vector(0)
+    for rate in order:
+        assert state.rounds == 0
+        state, model = mix(state, model, vector(1), share=rate / sum(order), elapsed=1.0, **PLAIN)
+    assert state.rounds == 1

@@ -24,7 +24,8 @@ def test_everything_that_decides_a_result_changes_its_key():
         cell("hermes-plus", link=replace(LINK, latency_s=0.03)),
         cell("hermes-plus", long=True),
         cell("hermes-plus", virtual_s=41.0),
-        cell("hermes-plus", dirichlet=0.3),
+        cell("hermes-plus", workload={"task": "digits"}),
+        cell("hermes-plus", workload={"task": "digits"}, dirichlet=0.3),
         cell("hermes-plus", workload={"grid_s": 2.0}),
         replace(first, row=replace(first.row, codec="fp16")),
     ]
@@ -101,6 +102,8 @@ def test_codecs_of_a_row_are_those_of_the_run():
         ("hermes-plus[momentum=2]", "row 'hermes-plus[momentum=2]'"),
         ("hermes-plus[gaet.kind=none]", "Did you mean 'gate'"),
         ("bsp[codec=zip]", "codec 'zip'"),
+        ("bsp[codec=topk5]", "row 'bsp[codec=topk5]': --codec topk5 cannot be used with this strategy"),
+        ("hermes-plus[delta_down=false;codec-down=topk5]", "row 'hermes-plus[delta_down=false;codec-down=topk5]'"),
     ],
 )
 def test_a_row_that_cannot_be_is_refused_with_what_mends_it(text, words):
@@ -124,9 +127,16 @@ def test_targets_are_rising_accuracies(targets):
         replace(workload_of("digits-mlp"), targets=targets)
 
 
-@pytest.mark.parametrize("changed", [{"dirichlet": 0.0}, {"patience": 0}, {"virtual_s": 0.0}])
-def test_a_setting_that_cannot_be_is_refused(changed):
-    with pytest.raises(UsageError):
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"dirichlet": 0.0, "workload": {"task": "digits"}}, "--dirichlet 0 cannot be used"),
+        ({"patience": 0}, "a patience of 0"),
+        ({"virtual_s": 0.0}, "a virtual time of 0 s"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(changed, words):
+    with pytest.raises(UsageError, match=words):
         cell(**changed)
 
 

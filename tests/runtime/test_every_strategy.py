@@ -10,12 +10,12 @@ from hermes_iot.core.coordinator import CoordinatorSettings
 from hermes_iot.core.stopping import StopRules
 from hermes_iot.runtime import strategies
 from hermes_iot.transport.memory import MemoryBroker
-from tests.support.fleet import Records, in_memory, running, toy_config, toy_coordinator, toy_device
+from tests.support.fleet import Records, in_memory, over_mqtt, running, toy_config, toy_coordinator, toy_device
 
 DEVICES = ("pi-01", "pi-02", "pi-03")
 PUSHES = 42
 FATES = ("applied", "duplicate", "stale", "rejected")
-#: Iterations as short as a toy's others, instead of four seconds.
+#: Iterations as short as a toy's others, instead of two seconds.
 CONSTANTS = {"hermes-plus": {"shares": {"target_s": 0.02}}}
 #: Those whose devices wait for each other. With `single` they wait as well, but one does all the work.
 BARRIERS = sorted(
@@ -23,16 +23,24 @@ BARRIERS = sorted(
 )
 
 
+@pytest.fixture(params=["memory", pytest.param("mosquitto", marks=pytest.mark.mosquitto)])
+def connect(request):
+    """Ways to a broker."""
+    return in_memory() if request.param == "memory" else over_mqtt(request.getfixturevalue("mosquitto"))
+
+
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
-def test_a_live_fleet_reaches_its_stop_rule(strategy, tmp_path):
-    connect = in_memory()
+def test_a_live_fleet_reaches_its_stop_rule(strategy, connect, tmp_path):
+    fleet = f"every-{strategy}"
     coordinator = toy_coordinator(
         connect,
         tmp_path / "run",
+        fleet=fleet,
         config=toy_config(strategy=strategy, constants=CONSTANTS.get(strategy, {}), rules=StopRules(max_pushes=PUSHES)),
         settings=CoordinatorSettings(linger_s=2.0, resize_interval_s=0.05),
     )
-    with running(coordinator) as leading, running(*(toy_device(connect, tmp_path, name) for name in DEVICES)):
+    devices = [toy_device(connect, tmp_path, name, fleet=fleet) for name in DEVICES]
+    with running(coordinator) as leading, running(*devices):
         summary = leading.wait()
     assert summary["reason"] == f"{PUSHES} updates applied"
     assert summary["updates_received"] == sum(summary[f"updates_{fate}"] for fate in FATES)

@@ -52,12 +52,15 @@ def test_runs_with_shipped_rows_repeat_bit_for_bit(config):
     assert one.log_sha256 == two.log_sha256
 
 
-def test_in_local_mode_each_board_has_an_equal_part(config):
-    """300 rows: 30 for validation, 30 for test, 240 left; the held-out ones lie anywhere, so parts differ a little."""
-    equipment = equipment_of(replace(config, data_mode="local"), devices=4, data_dir=None)
-    rows = [equipment.trainer_of(number).train_rows for number in range(4)]
-    assert sum(rows) <= 240
-    assert all(30 < count <= 60 for count in rows)
+@pytest.mark.parametrize(("boards", "parts"), [(4, [60] * 4), (7, [35, 35, 34, 34, 34, 34, 34])])
+def test_in_local_mode_each_row_that_is_not_held_out_is_one_boards(config, boards, parts):
+    """300 rows: 30 for validation, 30 for test, 240 left."""
+    equipment = equipment_of(replace(config, data_mode="local"), devices=boards, data_dir=None)
+    pools = [equipment.trainer_of(number)._layout.pool for number in range(boards)]
+    assert [pool.size for pool in pools] == parts
+    assert [equipment.trainer_of(number).train_rows for number in range(boards)] == parts
+    rows = np.concatenate(pools)
+    assert np.array_equal(np.sort(rows), np.sort(equipment.bench.trainer._layout.pool))
     assert equipment.trainer_of(1) is equipment.trainer_of(1) is not equipment.trainer_of(2)
     assert equipment.bench.rows == 0
 

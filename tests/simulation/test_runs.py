@@ -133,6 +133,17 @@ def test_the_coordinator_and_the_links_count_the_same_upload():
     }
 
 
+@pytest.mark.parametrize("strategy", ["hermes", "hermes-plus", "bsp"])
+def test_boards_count_what_came_over_their_links(strategy):
+    """But for what came and went after their last report."""
+    constants = {"hermes-plus": {"shares": {"target_s": 0.5}}}.get(strategy, {})
+    outcome = toy_run(config=toy_config(strategy=strategy, constants=constants, rules=StopRules()), virtual_s=10)
+    for way in ("up", "down"):
+        counted = sum(row[f"bytes_{way}"] for row in outcome.summary["devices"])
+        over_links = sum(outcome.summary["links"][way].values())
+        assert 0.95 * over_links < counted <= over_links
+
+
 def test_shipped_rows_cost_bytes_and_time_and_are_trained_on():
     config = toy_config(data_mode="shipped", rules=StopRules())
     bench = toy_bench(config)

@@ -30,7 +30,7 @@ from hermes_iot.domain import DeviceId, Params
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FedavgConfig:
-    """Constants. fraction: C, the part of the devices drawn for a round, at least one. seed: of the draws."""
+    """Constants. fraction: C, the part of the devices drawn for a round, at least one. seed: of the draws, where none is given the run's."""
 
     fraction: float = 0.5
     seed: int = 0

@@ -145,7 +145,11 @@ class HermesPlus(BaseStrategy[PairedGateState, CoordinatorHalf]):
         return paired_gate.start(self.config.gate)
 
     def test(self, state: PairedGateState, work: Work) -> PairedTest | None:  # noqa: ARG002
-        """The model received against that model with the update at about the weight the merge will give it."""
+        """The model received against that model with the update at about the weight the merge will give it.
+
+        A device knows its part of the rows, which is its weight but where, for comparison, `weights` or
+        `shares.rows` says otherwise: there the gate tests at another weight than the merge's.
+        """
         gate = self.config.gate
         rows = paired_gate.test_rows(work.steps * work.batch, gate)
         if not rows:

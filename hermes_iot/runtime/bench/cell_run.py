@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from hermes_iot.core.coordinator import CoordinatorSettings
 from hermes_iot.errors import StorageError
-from hermes_iot.runtime.bench import parts
 from hermes_iot.runtime.bench.cells import Cell
 from hermes_iot.runtime.bench.ends import Ending, Patience, Plateau
 from hermes_iot.runtime.bench.measure import COLUMNS, columns
@@ -147,12 +146,8 @@ def read(path: Path, key: str) -> dict[str, Any] | None:
 
 
 def _equipment(cell: Cell, data_dir: Path | None) -> Equipment:
-    setting = cell.setting
-    if setting.dirichlet is None:
-        return benches.equipment_of(cell.config(), devices=setting.fleet.devices, data_dir=data_dir)
-    return parts.equipment_of(
-        cell.config(), data_dir=data_dir, boards=setting.fleet.devices, concentration=setting.dirichlet
-    )
+    boards, alpha = cell.setting.fleet.devices, cell.setting.dirichlet
+    return benches.equipment_of(cell.config(), devices=boards, data_dir=data_dir, dirichlet=alpha)
 
 
 def _clipped(timeline: Mapping[str, list[list[Any]]], until_s: float) -> dict[str, list[list[Any]]]:

@@ -20,6 +20,7 @@ from hermes_iot.config import RunConfig
 from hermes_iot.domain import Codec, DataMode
 from hermes_iot.errors import UsageError
 from hermes_iot.runtime import strategies
+from hermes_iot.runtime.simulation.benches import COST
 from hermes_iot.runtime.simulation.profiles import FleetProfile, LinkProfile
 
 #: Sources that show results and decide none.
@@ -111,6 +112,11 @@ class Setting:
     virtual_s: float | None = None
 
     def __post_init__(self) -> None:
+        if self.workload.task == COST and (self.dirichlet is not None or self.workload.data_mode != "indexed"):
+            mode = "skewed" if self.dirichlet is not None else self.workload.data_mode
+            raise UsageError(
+                f"workload {self.workload.name!r} has no rows that could be {mode}", mend="Use --data indexed"
+            )
         if self.dirichlet is not None and not 0 < self.dirichlet <= 1e6:  # noqa: PLR2004 - as good as equal parts
             raise UsageError(f"--dirichlet {self.dirichlet:g} cannot be used", why="it lies above 0, up to 1e6")
         if self.virtual_s is not None and not self.virtual_s > 0:

@@ -19,6 +19,7 @@ from hermes_iot.domain import Codec
 from hermes_iot.errors import UsageError
 from hermes_iot.runtime import strategies
 from hermes_iot.runtime.bench.cells import Row
+from hermes_iot.runtime.manifest import codecs_of
 
 PLUS: Final = "hermes-plus"
 
@@ -94,7 +95,8 @@ def row_of(word: str) -> Row:
     else:
         row = Row(label=word, strategy=word)
     try:
-        strategies.resolve(row.strategy).build(row.constants)
+        strategy, _ = strategies.resolve(row.strategy).build(row.constants)
+        codecs_of(row.codec, row.codec_down, strategy.regime)
     except UsageError as error:
         if error.what.startswith("there is no strategy"):
             near = difflib.get_close_matches(word, [*STRATEGIES, *NAMED], n=1)

@@ -24,6 +24,7 @@ from hermes_iot.training.base import Trainer
 
 if TYPE_CHECKING:
     from hermes_iot.training.sampling import ShardLookup
+    from hermes_iot.training.torch_trainer import TorchTrainer
 
 #: The task that trains nothing, see `training.cost`.
 COST: Final = "cost"
@@ -62,7 +63,7 @@ def equipment_of(
     if dirichlet is not None:
         return Equipment(bench=bench, trainer_of=_skewed_parts(config, bench, devices, dirichlet))
     if config.data_mode == "local":
-        return Equipment(bench=bench, trainer_of=_own_parts(config, bench, devices, data_dir))
+        return Equipment(bench=bench, trainer_of=_own_parts(bench, devices))
     if bench.shard_of is None:
         return Equipment(bench=bench, trainer_of=lambda _number: bench.trainer)
     shards = Shards(bench.shard_of)
@@ -87,20 +88,15 @@ def _of_cost(config: RunConfig) -> Equipment:
     return Equipment(bench=bench, trainer_of=lambda _number: trainer)
 
 
-def _own_parts(config: RunConfig, bench: Bench, devices: int, data_dir: Path | None) -> Callable[[int], Trainer]:
-    from hermes_iot.training.torch_trainer import TorchTrainer  # noqa: PLC0415 - torch
+def _own_parts(bench: Bench, devices: int) -> Callable[[int], Trainer]:
+    """Parts as equal as can be, of what is not held out; together they are all of it."""
+    import numpy as np  # noqa: PLC0415 - after the command line is checked
 
-    task = tasks.resolve(config.task, data_dir=data_dir)
-    data, share = task.load_data(), bench.trainer.train_rows // devices
-    if not share:
-        raise UsageError(f"{bench.trainer.train_rows} rows are not enough for {devices} boards")
-
-    @functools.cache
-    def trainer_of(number: int) -> Trainer:
-        rows = slice(number * share, (number + 1) * share)
-        return TorchTrainer(task, data, seed=config.seed, validation_fraction=config.validation_fraction, rows=rows)
-
-    return trainer_of
+    whole = _whole(bench)
+    if whole.train_rows < devices:
+        raise UsageError(f"{whole.train_rows} rows are not enough for {devices} boards")
+    parts = np.array_split(np.arange(whole.train_rows), devices)
+    return functools.cache(lambda number: whole.sharing(pool=parts[number]))
 
 
 def _skewed_parts(config: RunConfig, bench: Bench, devices: int, alpha: float) -> Callable[[int], Trainer]:
@@ -108,13 +104,18 @@ def _skewed_parts(config: RunConfig, bench: Bench, devices: int, alpha: float) -
     import numpy as np  # noqa: PLC0415 - after the command line is checked
 
     from hermes_iot.training.partitions import dirichlet  # noqa: PLC0415 - numpy
-    from hermes_iot.training.torch_trainer import TorchTrainer  # noqa: PLC0415 - torch
 
-    whole = bench.trainer
-    assert isinstance(whole, TorchTrainer)  # noqa: S101 - `for_coordinator` builds no other
+    whole = _whole(bench)
     chance = np.random.default_rng([config.seed, stable_int("dirichlet")])
     trainers = [whole.sharing(pool=rows) for rows in dirichlet(whole.targets, devices, alpha, chance)]
     return trainers.__getitem__
+
+
+def _whole(bench: Bench) -> TorchTrainer:
+    from hermes_iot.training.torch_trainer import TorchTrainer  # noqa: PLC0415 - torch
+
+    assert isinstance(bench.trainer, TorchTrainer)  # noqa: S101 - `for_coordinator` builds no other
+    return bench.trainer
 
 
 def _trained_by(config: RunConfig, data_dir: Path | None, shards: ShardLookup) -> Trainer:

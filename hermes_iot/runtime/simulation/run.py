@@ -94,7 +94,7 @@ class _Simulation:
         self._config, self._fleet, self._bench, self._until = config, fleet, bench, until
         self._observe = observe
         self._curve: list[Point] = []
-        strategy, info = strategies.resolve(config.strategy).build(config.constants)
+        strategy, info = strategies.resolve(config.strategy).build(config.constants, seed=config.seed)
         topics = Topics("simulated")
         clock = VirtualClock()
         ledger = Ledger(topics)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hermes_iot.algorithms.strategies.fedavg import Config, build_strategy
+from hermes_iot.runtime.strategies import resolve
 from tests.support.baselines import Lead, stored, vector
 
 
@@ -34,6 +35,15 @@ def test_a_fraction_of_the_fleet_is_answered(fraction, count):
     _, drawn = begun("abcdef", fraction=fraction)
     assert len(drawn) == count
     assert drawn == tuple(sorted(set(drawn)))
+
+
+def test_a_run_draws_by_its_own_seed_unless_one_is_given():
+    found = resolve("fedavg")
+    assert found.build({}, seed=7)[1].constants["seed"] == 7
+    assert found.build({"seed": 3}, seed=7)[1].constants["seed"] == 3
+    assert "seed" not in resolve("bsp").build({}, seed=7)[1].constants
+    draws = {begun("abcdefghij", seed=seed)[1] for seed in range(5)}
+    assert len(draws) > 1
 
 
 def test_the_draw_is_a_function_of_seed_and_round():
