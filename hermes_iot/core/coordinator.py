@@ -95,6 +95,8 @@ class Coordinator:
             snapshot.resume(restored, self._aggregator, self._assigner, self._roster)
             self._checkpoint_version = restored.version
             self._watch.started_at = now - self.progress.elapsed_s
+            for member in self._roster:  # a barrier that forgot who is there would merge everybody's update alone
+                self._roster.note(member)
 
     @property
     def members(self) -> dict[DeviceId, Member]:

@@ -190,6 +190,7 @@ class Member:
         """For a checkpoint. Allocations are the registry's: they change more often than the model."""
         return {
             "index": self.index,
+            "online": self.online,
             "session": self.session,
             "handled": list(self.handled),
             "applied": self.applied,
@@ -210,6 +211,7 @@ class Member:
         return cls(
             device=device,
             index=int(row["index"]),
+            online=bool(row.get("online", False)),
             session=int(row["session"]),
             handled=(int(session), int(seq)),
             applied=int(row["applied"]),

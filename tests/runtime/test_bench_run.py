@@ -127,7 +127,10 @@ def test_progress_is_told_with_the_time_left(tmp_path):
 
 
 def test_a_cells_command_names_all_that_was_chosen():
-    one = cell("hermes", label="hermes-plus lean", seed=3, dirichlet=0.3, long=True, await_patience=False)
+    digits = {"task": "digits"}
+    one = cell(
+        "hermes", label="hermes-plus lean", seed=3, workload=digits, dirichlet=0.3, long=True, await_patience=False
+    )
     words = shlex.split(command_of(one))
     assert words[words.index("--strategies") + 1] == "hermes-plus lean"
     assert words[words.index("--dirichlet") + 1] == "0.3"
@@ -174,7 +177,7 @@ def test_a_timeline_is_kept_up_to_where_it_is_shown():
 def test_boards_with_rows_of_their_own_train_real_data():
     workload = workload_of("digits-mlp")
     pytest.importorskip("sklearn")
-    settings = setting(dirichlet=0.5, virtual_s=6.0)
+    settings = setting(workload={"task": "digits"}, dirichlet=0.5, virtual_s=6.0)
     one = cell(
         "hermes-plus",
         constants={"shares": {"target_s": 1.0}},
