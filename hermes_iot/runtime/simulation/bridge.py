@@ -24,9 +24,6 @@ CLIENT_ID: Final = "$coordinator"
 #: What it calls its session: there is only one.
 SESSION: Final = "coordinator"
 
-#: One event of the machine, for whoever wants to replay a run.
-OnEvent = Callable[[float, object], None]
-
 
 class SimulatedCoordinator:
     """See the module.
@@ -64,10 +61,6 @@ class SimulatedCoordinator:
         if self.running and not self.machine.finished:
             self._perform(self.machine.finish(reason, now=self._world.clock.now))
             self._rest()
-
-    def close(self) -> None:
-        """Disconnect."""
-        self._transport.close()
 
     # --- events ---------------------------------------------------------------------------------------------------
 
