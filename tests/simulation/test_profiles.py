@@ -87,6 +87,14 @@ def test_a_fleet_of_ones_own_is_named_by_its_path(tmp_path):
         ("batch_s = 0.01\ngroups = []\n", ["mine.toml", "no groups"]),
         ("batch_s = nan\n[[groups]]\nname='pi'\nslowness=1\n", ["mine.toml", "batch_s is nan"]),
         ("batch_s = 0.01\n[[groups]]\nname='a'\nslowness=1\n[[groups]]\nname='a'\nslowness=1\n", ["mine.toml", "'a'"]),
+        (
+            "batch_s = 0.01\n[[groups]]\nname='a'\nnames=['x','x']\ncount=2\nslowness=1\n",
+            ["mine.toml", "board 'x' is there twice"],
+        ),
+        (
+            "batch_s=0.01\n[[groups]]\nname='a'\nslowness=1\n[[groups]]\nname='b'\nnames=['a-1']\nslowness=1\n",
+            ["mine.toml", "board 'a-1' is there twice"],
+        ),
         ("batch_s = 0.01\n[[groups]]\nname='a b'\nslowness=1\n", ["mine.toml", "'a b'"]),
         ("batch_s = 0.01\nname = 'x'\n", ["'name'", "mine.toml"]),
         ("batch_s = \n", ["mine.toml", "not valid TOML"]),

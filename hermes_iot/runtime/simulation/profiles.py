@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -198,12 +198,11 @@ class FleetProfile:
     def __post_init__(self) -> None:
         _check_above_zero("fleet", batch_s=self.batch_s)
         _check_not_negative("fleet", jitter=self.jitter, forward_share=self.forward_share)
-        names = [group.name for group in self.groups]
-        if not names:
+        if not self.groups:
             raise UsageError("the fleet has no groups", mend="Give at least one [[groups]]")
-        for name in names:
-            if names.count(name) > 1:
-                raise UsageError(f"group {name!r} is there twice", mend="Give each group a name of its own")
+        _check_once("group", (group.name for group in self.groups), mend="Give each group a name of its own")
+        boards = (name for group in self.groups for name in group.devices)
+        _check_once("board", boards, mend="Give each board a name of its own")
 
     @property
     def devices(self) -> int:
@@ -279,6 +278,14 @@ def _check_known(values: Mapping[str, Any], kind: type, tables: Mapping[str, typ
             if isinstance(table, Mapping):
                 inside = f"{where}, {table.get('name', f'{key} {number}')}"
                 _check_known(table, nested, _GROUP_TABLES if nested is Group else {}, where=inside)
+
+
+def _check_once(what: str, names: Iterable[str], *, mend: str) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise UsageError(f"{what} {name!r} is there twice", mend=mend)
+        seen.add(name)
 
 
 def _check_above_zero(where: str, **values: float) -> None:
