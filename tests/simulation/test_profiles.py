@@ -1,12 +1,22 @@
 """Fleets and links: what a person writes, and what is wrong with it."""
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hermes_iot.errors import UsageError
-from hermes_iot.runtime.simulation.profiles import LinkProfile, fleet_of, link_of, shipped
+from hermes_iot.runtime.simulation.profiles import (
+    ROWS_MAX,
+    SLOWNESS_MAX,
+    Group,
+    LinkProfile,
+    fleet_of,
+    link_of,
+    shipped,
+)
+from tests.simulation.fleets import FOUR, devices, toy_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,6 +93,16 @@ def test_a_fleet_of_ones_own_is_named_by_its_path(tmp_path):
         ),
         ("batch_s = 0.01\n[[groups]]\nname='pi'\nslowness='two'\n", ["mine.toml", "slowness"]),
         ("batch_s = 0.01\n[[groups]]\nname='pi'\nslowness=0\n", ["mine.toml", "'pi'", "slowness is 0"]),
+        ("batch_s = 0.01\n[[groups]]\nname='pi'\nslowness=1.1e6\n", ["mine.toml", "'pi'", "slowness is 1.1e+06"]),
+        (
+            "batch_s = 0.01\n[[groups]]\nname='pi'\nslowness=1\nmemory_rows_max=9007199254740993\n",
+            ["mine.toml", "'pi'", "memory_rows_max is 9007199254740993", "9007199254740991"],
+        ),
+        (
+            f"batch_s = 0.01\n[[groups]]\nname='pi'\nslowness=1\nmemory_rows_max=1{'0' * 400}\n",
+            ["mine.toml", "memory_rows_max"],
+        ),
+        ("batch_s = 0.01\n[[groups]]\nname='pi'\nmemory_rows_max=-1\nslowness=1\n", ["memory_rows_max is -1"]),
         ("batch_s = 0.01\n[[groups]]\nname='pi'\n", ["mine.toml", "slowness"]),
         ("batch_s = 0.01\ngroups = []\n", ["mine.toml", "no groups"]),
         ("batch_s = nan\n[[groups]]\nname='pi'\nslowness=1\n", ["mine.toml", "batch_s is nan"]),
@@ -120,6 +140,12 @@ def test_what_is_wrong_with_a_link_is_said_the_same_way(tmp_path, text, words):
     with pytest.raises(UsageError) as caught:
         link_of(written(tmp_path, text))
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_a_board_at_every_bound_is_heard_by_its_coordinator():
+    group = Group(name="most", slowness=SLOWNESS_MAX, memory_rows_max=ROWS_MAX)
+    outcome = toy_run(replace(FOUR, groups=(*FOUR.groups, group)), virtual_s=2.0)
+    assert devices(outcome)["most-1"]["host"] == "most"
 
 
 def test_a_name_that_does_not_exist_gets_the_nearest_one():

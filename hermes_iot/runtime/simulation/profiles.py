@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 
 from hermes_iot.config import check_keys, read_toml
 from hermes_iot.errors import ProtocolError, UsageError
+from hermes_iot.protocol.limits import INTEGER_MAX
 from hermes_iot.protocol.schema import from_mapping
 from hermes_iot.protocol.topics import check_name
 
@@ -29,6 +30,9 @@ _PLACES: Final = (
     Path(__file__).resolve().parents[2] / "profiles",
 )
 DEVICES_MAX: Final = 100_000
+#: What a board can say of itself, see `protocol.schema`: its coordinator would drop a status that says more.
+SLOWNESS_MAX: Final = 1e6
+ROWS_MAX: Final = INTEGER_MAX
 #: Forward passes that cost as much as training on one row: forward, and backward at twice that.
 FORWARD_SHARE: Final = 1 / 3
 
@@ -155,11 +159,17 @@ class Group:
         if not 1 <= self.count <= DEVICES_MAX:
             raise UsageError(f"{where}: count is {self.count}", why=f"it is a whole number from 1 to {DEVICES_MAX}")
         _check_above_zero(where, slowness=self.slowness)
+        if self.slowness > SLOWNESS_MAX:
+            raise UsageError(f"{where}: slowness is {self.slowness:g}", why=f"it is at most {SLOWNESS_MAX:g}")
+        if not 0 <= self.memory_rows_max <= ROWS_MAX:
+            raise UsageError(
+                f"{where}: memory_rows_max is {self.memory_rows_max}",
+                why=f"it is a whole number from 0 (not limited) to {ROWS_MAX}",
+            )
         _check_not_negative(
             where,
             spread=self.spread,
             jitter=self.jitter or 0.0,
-            memory_rows_max=self.memory_rows_max,
             join_at_s=self.join_at_s,
             prepare_s=self.prepare_s,
             leave_at_s=self.leave_at_s or 0.0,
