@@ -103,6 +103,24 @@ def test_a_fleet_of_ones_own_is_named_by_its_path(tmp_path):
             ["mine.toml", "memory_rows_max"],
         ),
         ("batch_s = 0.01\n[[groups]]\nname='pi'\nmemory_rows_max=-1\nslowness=1\n", ["memory_rows_max is -1"]),
+        *(
+            (
+                f"batch_s=0.01\n[[groups]]\nname='pi'\nslowness=1\navailability={{ {power} }}\n",
+                ["mine.toml", f"{name} is {value}", "from 1"],
+            )
+            for power, name, value in (
+                ("up_s=1e-6, down_s=60", "up_s", "1e-06"),
+                ("up_s=60, down_s=0.99", "down_s", "0.99"),
+                ("up_s=inf, down_s=60", "up_s", "inf"),
+            )
+        ),
+        *(
+            (
+                f"batch_s=0.01\n[[groups]]\nname='pi'\nslowness=1\njoin_at_s=5\n{name}={value}\n",
+                ["mine.toml", "'pi'", f"{name} is {value}", "later than join_at_s, 5"],
+            )
+            for name, value in (("leave_at_s", 2), ("leave_at_s", 5), ("crash_at_s", 2), ("leave_at_s", "inf"))
+        ),
         ("batch_s = 0.01\n[[groups]]\nname='pi'\n", ["mine.toml", "slowness"]),
         ("batch_s = 0.01\ngroups = []\n", ["mine.toml", "no groups"]),
         ("batch_s = nan\n[[groups]]\nname='pi'\nslowness=1\n", ["mine.toml", "batch_s is nan"]),

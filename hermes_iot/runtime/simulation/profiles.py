@@ -33,6 +33,9 @@ DEVICES_MAX: Final = 100_000
 #: What a board can say of itself, see `protocol.schema`: its coordinator would drop a status that says more.
 SLOWNESS_MAX: Final = 1e6
 ROWS_MAX: Final = INTEGER_MAX
+#: Least mean of the times with and without power. No board boots, connects and trains within a second, and each time
+#: costs the simulator a life: 1,800 of them in a board's hour at this mean, and no end at a millionth of it.
+POWER_MEAN_S_MIN: Final = 1.0
 #: Forward passes that cost as much as training on one row: forward, and backward at twice that.
 FORWARD_SHARE: Final = 1 / 3
 
@@ -85,7 +88,12 @@ class Availability:
     down_s: float
 
     def __post_init__(self) -> None:
-        _check_above_zero("availability", up_s=self.up_s, down_s=self.down_s)
+        for name, mean_s in (("up_s", self.up_s), ("down_s", self.down_s)):
+            if not POWER_MEAN_S_MIN <= mean_s < math.inf:
+                raise UsageError(
+                    f"availability: {name} is {mean_s:g}",
+                    why=f"it is a number of seconds from {POWER_MEAN_S_MIN:g}: no board boots and trains in less",
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,9 +180,14 @@ class Group:
             jitter=self.jitter or 0.0,
             join_at_s=self.join_at_s,
             prepare_s=self.prepare_s,
-            leave_at_s=self.leave_at_s or 0.0,
-            crash_at_s=self.crash_at_s or 0.0,
         )
+        for name, at_s in (("leave_at_s", self.leave_at_s), ("crash_at_s", self.crash_at_s)):
+            if at_s is not None and not self.join_at_s < at_s < math.inf:
+                raise UsageError(
+                    f"{where}: {name} is {at_s:g}",
+                    why=f"it is a finite time later than join_at_s, {self.join_at_s:g}",
+                    mend=f"Leave {name} out for a board that stays",
+                )
 
     @property
     def devices(self) -> Iterator[str]:
@@ -301,10 +314,10 @@ def _check_once(what: str, names: Iterable[str], *, mend: str) -> None:
 def _check_above_zero(where: str, **values: float) -> None:
     for name, value in values.items():
         if not (math.isfinite(value) and value > 0):
-            raise UsageError(f"{where}: {name} is {value:g}", why="it must be above 0")
+            raise UsageError(f"{where}: {name} is {value:g}", why="it must be a finite number above 0")
 
 
 def _check_not_negative(where: str, **values: float) -> None:
     for name, value in values.items():
         if not (math.isfinite(value) and value >= 0):
-            raise UsageError(f"{where}: {name} is {value:g}", why="it must not be negative")
+            raise UsageError(f"{where}: {name} is {value:g}", why="it must be a finite number and not negative")
