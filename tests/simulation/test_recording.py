@@ -270,6 +270,52 @@ def test_a_summary_without_what_is_compared_says_what_it_lacks(directory):
     assert "summary.json lacks bytes_up, wall_s" in words
     path.write_text("{")
     assert "summary.json cannot be read" in refused(directory)
+    path.write_text("[]")
+    assert "summary.json cannot be read" in refused(directory)
+    path.write_text('{"devices":' + "[" * 100_000)
+    assert "summary.json cannot be read" in refused(directory)
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("wall_s", value) for value in ("abc", None, [1], -5, HUGE, 1e10)),
+        *(("iterations", value) for value in (None, -1, 2.5, HUGE)),
+        *(("bytes_up", value) for value in ("abc", None, -5)),
+        ("updates_applied", True),
+        ("accuracy", "x"),
+        ("loss", HUGE),
+        *((name, 5) for name in ("run", "strategy", "reason", "devices")),
+    ],
+)
+def test_a_summary_that_tells_something_else_is_refused_by_the_name_of_it(directory, name, value):
+    path = directory / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    words = refused(directory)
+    assert "summary.json cannot be used" in words
+    assert f"`$.{name}`" in words
+    assert len(words) < 400
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("batch_s", HUGE), ("batch_s", "x"), ("mini_batches", HUGE), ("device", 3)]
+)
+def test_what_a_summary_tells_of_a_device_is_checked_as_well(directory, name, value):
+    path = directory / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["devices"][1][name] = value
+    path.write_text(json.dumps(summary))
+    assert f"`$.devices[1].{name}`" in refused(directory)
+
+
+def test_a_summary_without_an_accuracy_is_one(directory):
+    path = directory / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "accuracy": None, "loss": None}))
+    recording = recording_of(directory, read_metrics(directory / "metrics.jsonl"))
+    assert recording.summary["accuracy"] is None
 
 
 def test_metrics_that_tell_of_no_speed_are_named(directory):
