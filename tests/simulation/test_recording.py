@@ -134,6 +134,19 @@ def test_seconds_per_mini_batch_are_the_lognormals_mean():
     assert fleet.batch_s == pytest.approx(0.1 * math.exp(sigma**2 / 2), rel=0.01)
 
 
+def test_what_no_board_takes_for_a_mini_batch_is_no_measurement():
+    rubbish = [merge(1e30), merge(1e-30), merge(1e308, mini_batches=1e-320), merge("1"), merge(True), merge(math.inf)]
+    assert measured(*rubbish) is None
+    assert measured(merge(1.0), *rubbish).batch_s == pytest.approx(0.1)
+
+
+def test_noise_beyond_all_noise_is_taken_for_the_most_there_is():
+    """Half of them a thousandth, half of them a thousand: the median of the logarithms is 0, all are far from it."""
+    fleet = measured(*[merge(10 * time_s) for time_s in (1e-3, 1e3)] * 10)
+    assert fleet.groups[0].jitter == 2.0
+    assert fleet.batch_s == pytest.approx(math.exp(2.0))
+
+
 def test_one_iteration_that_loaded_libraries_moves_nothing():
     assert measured(merge(500.0), *[merge(1.0)] * 6).batch_s == pytest.approx(0.1)
 
