@@ -91,7 +91,8 @@ def run(
         out: its directory; finished cells are in ``cells``.
         data_dir: where the tasks' files are.
         jobs: processes.
-        observe: told ``plan``, then ``started``, ``finished`` and ``failed`` of cells.
+        observe: told ``spoilt`` of finished cells that are not as they were written, ``plan``, then ``started``,
+            ``finished`` and ``failed`` of cells.
         by: does the work.
 
     Raises:
@@ -110,10 +111,13 @@ def run(
     for cell in cells:
         by_key.setdefault(keys[_name(cell)], cell)  # rows may be the same under two names
     documents: dict[str, Mapping[str, Any]] = {}
-    for key in by_key:
-        document = cell_run.read(folder / f"{key}.json", key)
+    for key, cell in by_key.items():
+        path = folder / f"{key}.json"
+        document = cell_run.read(path, key)
         if document is not None:
             documents[key] = document
+        elif path.exists():
+            observe("spoilt", {**_who(cell), "path": str(path)})
     pieces = [
         Piece(cell=cell, key=key, path=folder / f"{key}.json", data_dir=data_dir)
         for key, cell in by_key.items()
@@ -183,11 +187,11 @@ def _do(
     observe("plan", {"cells": found + len(pieces), "found": found, "jobs": jobs})
 
     def started(piece: Piece) -> None:
-        observe("started", {"setting": piece.cell.setting.name, "label": piece.cell.row.label, "seed": piece.cell.seed})
+        observe("started", _who(piece.cell))
 
     for piece, result in by([by_key[key] for key in left], work, jobs=jobs, started=started):
         cell = left.pop(piece.key)
-        fields = {"setting": cell.setting.name, "label": cell.row.label, "seed": cell.seed}
+        fields = _who(cell)
         if isinstance(result, Failure):
             failures[piece.key] = str(result)
             observe("failed", {**fields, "why": str(result), "command": command_of(cell)})
@@ -311,6 +315,10 @@ def _setup(one: Comparison, train_rows: int) -> dict[str, Any]:
             for row in one.rows
         ],
     }
+
+
+def _who(cell: Cell) -> dict[str, Any]:
+    return {"setting": cell.setting.name, "label": cell.row.label, "seed": cell.seed}
 
 
 def _name(cell: Cell) -> tuple[str, str, int]:
