@@ -5,12 +5,13 @@ import json
 import os
 import shlex
 
+import numpy as np
 import pytest
 
 from hermes_iot.errors import HermesError, UsageError
 from hermes_iot.runtime.bench import cell_run
 from hermes_iot.runtime.bench.rows import rows_of
-from hermes_iot.runtime.bench.run import Comparison, Piece, command_of, run, work
+from hermes_iot.runtime.bench.run import Comparison, Piece, command_of, data_sha256, run, work
 from hermes_iot.runtime.bench.workers import Failure, each
 from hermes_iot.runtime.bench.workloads import workload_of
 from tests.support.benches import Here, cell, setting
@@ -158,6 +159,34 @@ def test_a_cells_command_names_all_that_was_chosen():
     assert words[words.index("--targets") + 1] == "0.5,0.7"
     assert "--long" in words
     assert "--data" not in words
+
+
+TASK = """
+import numpy as np
+from torch import nn
+
+
+def build_model():
+    return nn.Linear(2, 2)
+
+
+def load_data():
+    x = np.arange(200, dtype=np.float32).reshape(100, 2)
+    y = np.arange(100) % 2
+    return x, y, x[:10], {targets}
+"""
+
+
+def test_other_test_rows_are_other_data(tmp_path):
+    def digest(targets):
+        (tmp_path / "mine.py").write_text(TASK.replace("{targets}", "np.load('y.npy')".replace("y.npy", str(file))))
+        np.save(file, targets)
+        return data_sha256(str(tmp_path / "mine.py"), None)
+
+    file = tmp_path / "y.npy"
+    first = digest(np.arange(10) % 2)
+    assert digest(np.arange(10) % 2) == first
+    assert digest(np.zeros(10, dtype=np.int64)) != first
 
 
 # --- one cell ---------------------------------------------------------------------------------------------------------

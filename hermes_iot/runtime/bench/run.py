@@ -106,7 +106,11 @@ def run(
     }
     source = source_sha256()
     cells = [cell for one in plan for cell in one.cells]
-    keys = {_name(cell): cell.key(data_sha256=data[cell.setting.workload.task], source=source) for cell in cells}
+    versions = _versions("torch", "numpy")
+    keys = {
+        _name(cell): cell.key(data_sha256=data[cell.setting.workload.task], source=source, versions=versions)
+        for cell in cells
+    }
     by_key: dict[str, Cell] = {}
     for cell in cells:
         by_key.setdefault(keys[_name(cell)], cell)  # rows may be the same under two names
@@ -129,7 +133,7 @@ def run(
     results = {
         "software": __version__,
         "source_sha256": source,
-        "versions": {"python": platform.python_version(), **_versions("torch", "numpy")},
+        "versions": {"python": platform.python_version(), **versions},
         "data_sha256": data,
         "stop_rule": {"fleet_rounds": FLEET_ROUNDS, "improvement": IMPROVEMENT},
         "comparisons": [one for one, _picture in compared],
@@ -138,17 +142,17 @@ def run(
 
 
 def data_sha256(task: str, data_dir: Path | None) -> str:
-    """Hex digest of a task's source and training rows; also tells early whether they are there.
+    """Hex digests of a task's source and of all its rows; also tells early whether they are there.
 
     Raises:
         UsageError: they are not.
     """
     if task == COST:
         return ""
-    from hermes_iot.training.data import sha256  # noqa: PLC0415 - numpy
+    from hermes_iot.training.data import sha256_of_all  # noqa: PLC0415 - numpy
 
     found = tasks.resolve(task, data_dir=data_dir)
-    return f"{found.source_sha256}-{sha256(found.load_data())}"
+    return f"{found.source_sha256}-{sha256_of_all(found.load_data())}"
 
 
 def command_of(cell: Cell) -> str:
