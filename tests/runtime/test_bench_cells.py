@@ -10,7 +10,6 @@ from hermes_iot.runtime.bench.workloads import WORKLOADS, workload_of
 from hermes_iot.runtime.simulation.profiles import LinkProfile
 from tests.support.benches import LINK, cell
 
-
 VERSIONS = {"torch": "2.0", "numpy": "2.1"}
 
 

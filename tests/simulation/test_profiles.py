@@ -136,6 +136,8 @@ def test_a_fleet_of_ones_own_is_named_by_its_path(tmp_path):
         ("batch_s = 0.01\n[[groups]]\nname='a b'\nslowness=1\n", ["mine.toml", "'a b'"]),
         ("batch_s = 0.01\nname = 'x'\n", ["'name'", "mine.toml"]),
         ("batch_s = \n", ["mine.toml", "not valid TOML"]),
+        (f"batch_s = {'[' * 3000}", ["mine.toml", "cannot be read", "nested too deeply"]),
+        (f"batch_s = {'9' * 5000}", ["mine.toml", "cannot be read", "thousands of digits"]),
     ],
 )
 def test_what_is_wrong_with_a_fleet_is_said_on_one_line_with_file_and_key(tmp_path, text, words):
