@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import shlex
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -243,6 +244,16 @@ def test_boards_with_rows_of_their_own_train_real_data():
     document = cell_run.run_cell(one, key="k", data_dir=None)
     assert document["summary"]["links"]["down"]["data"] == 0
     assert document["points"][-1][document["columns"].index("accuracy")] > 0.3
+
+
+@pytest.mark.parametrize("strategy", ["hermes-plus", "bsp", "fedavg"])
+def test_real_training_run_twice_gives_the_same_cell_but_for_the_time_it_took(strategy):
+    pytest.importorskip("sklearn")
+    one = cell(strategy, virtual_s=4.0, workload={"task": "digits"})
+    first, second = ({**cell_run.run_cell(one, key="k", data_dir=None), "real_s": 0} for _ in range(2))
+    assert first == second
+    assert first["points"][-1][first["columns"].index("pushes")] > 3
+    assert first != {**cell_run.run_cell(replace(one, seed=1), key="k", data_dir=None), "real_s": 0}
 
 
 def test_the_task_of_a_comparison_must_be_there(tmp_path):
