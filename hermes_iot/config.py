@@ -28,6 +28,9 @@ from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT, INTEGER_MAX
 LEARNING_RATE_MAX: Final = 1e6
 _CHUNK_BYTES_MIN: Final = 1024
 _CHUNK_BYTES_MAX: Final = 2**28
+_SHOWN_CHARS: Final = 40
+#: What Python's reader of TOML fails at instead of complaining.
+_TOO_MUCH: Final = "brackets are nested too deeply, or a number has thousands of digits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +101,22 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not valid TOML", why=str(error), mend="Mend that line") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read", why=str(error)) from error
+    except (RecursionError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read", why=_TOO_MUCH) from error
+
+
+def toml_value(text: str) -> Any:
+    """A word as TOML would read it; a bare word is a string.
+
+    Raises:
+        UsageError: it is nested too deeply, or a number has thousands of digits.
+    """
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    except (RecursionError, ValueError) as error:
+        raise UsageError(f"the value {text[:_SHOWN_CHARS]!r}... cannot be read", why=_TOO_MUCH) from error
 
 
 def check_keys(given: Iterable[str], known: Iterable[str], *, where: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from dataclasses import replace
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from hermes_iot.runtime.bench.run import Comparison, Done
 
 _SEEDS_MAX = 100
+#: Of the digits that `int` reads only those of a JSON number, and so few that it reads them.
+_SEED = re.compile(r"[0-9]{1,16}")
+_SHOWN_CHARS = 40
 #: Options that no part of a preset names.
 _UNSAID = {"data": None, "virtual": None}
 #: Options that decide no number.
@@ -283,8 +287,12 @@ def _targets(text: str) -> tuple[float, ...]:
 
 def _seeds(text: str) -> tuple[int, ...]:
     words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words or not all(word.isdigit() and int(word) <= INTEGER_MAX for word in words):
-        raise UsageError(f"--seeds {text!r} is not understood", mend="Write e.g. 0,1,2")
+    for word in words:
+        if _SEED.fullmatch(word) is None or int(word) > INTEGER_MAX:
+            why = f"{word[:_SHOWN_CHARS]!r} is no whole number from 0 to {INTEGER_MAX}"
+            raise UsageError(f"--seeds {text[:_SHOWN_CHARS]!r} is not understood", why=why, mend="Write e.g. 0,1,2")
+    if not words:
+        raise UsageError("--seeds names nothing", mend="Write e.g. 0,1,2")
     if len(words) > _SEEDS_MAX:
         raise UsageError(f"{len(words)} seeds are too many", why=f"at most {_SEEDS_MAX}")
     return tuple(dict.fromkeys(int(word) for word in words))

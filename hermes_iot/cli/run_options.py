@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, get_args
 
 import typer
 
-from hermes_iot.config import RunConfig
+from hermes_iot.config import RunConfig, toml_value
 from hermes_iot.core.stopping import StopRules
 from hermes_iot.domain import Codec, DataMode, GateSplit, Sampling, Split, Telemetry
 from hermes_iot.errors import UsageError
@@ -172,12 +172,4 @@ def _stop_rules(words: Mapping[str, Any]) -> StopRules:
 
 
 def _value(text: str) -> Any:
-    """A word as TOML would read it; a bare word is a string."""
-    import tomllib
-
-    if text.lower() == "none":
-        return None
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+    return None if text.lower() == "none" else toml_value(text)

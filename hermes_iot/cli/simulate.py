@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -164,6 +165,6 @@ def _virtual_s(virtual: str | None, hours: float | None, *, otherwise_s: float |
     if otherwise_s is not None and virtual is None and hours is None:
         return otherwise_s
     seconds = hours * 3600 if hours is not None else parse_duration(virtual or VIRTUAL)
-    if not seconds > 0:
-        raise UsageError(f"a virtual time of {seconds:g} s cannot be used", why="it must be above 0")
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"a virtual time of {seconds:g} s cannot be used", why="it must be a finite number above 0")
     return seconds

@@ -65,8 +65,9 @@ class WhatIf:
         return {Path(config.strategy).stem: config.constants} if self.strategy == config.strategy else {}
 
     def changed(self, settings: RunConfig) -> RunConfig:
-        """The run's settings with what was given."""
-        return self.recording.changed(settings, {FIELDS.get(name, name) for name in self.given})
+        """The run's settings with what was given. Rows of one's own make it a local run, here as everywhere."""
+        given = self.given | ({"data"} if "dirichlet" in self.given else set())
+        return self.recording.changed(settings, {FIELDS.get(name, name) for name in given})
 
     def told(self, settings: RunConfig) -> dict[str, Any]:
         """What a simulation's document has besides: what was, and what the gate alone would have done."""

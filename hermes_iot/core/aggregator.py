@@ -15,11 +15,11 @@ from typing import Any
 
 from hermes_iot.algorithms.compression import unpack
 from hermes_iot.algorithms.speed import Report
-from hermes_iot.algorithms.strategies.base import Contribution, Fleet, Merged, ScoreOf, StateDump, Strategy
+from hermes_iot.algorithms.strategies.base import NOTHING, Contribution, Fleet, Merged, ScoreOf, StateDump, Strategy
 from hermes_iot.core.global_model import GlobalModel
 from hermes_iot.core.intake import Standing, Verdict, checked, judge
 from hermes_iot.core.member import Member
-from hermes_iot.core.redo import Crew, Entry, FleetChanged, Found, Resized, TakenUp, UpdateTaken
+from hermes_iot.core.redo import Crew, Entry, FleetChanged, Found, Resized, UpdateTaken
 from hermes_iot.core.stopping import Progress
 from hermes_iot.core.tally import Tally
 from hermes_iot.domain import DeviceId, Params, Score, Sizing
@@ -119,10 +119,6 @@ class Aggregator:
         self._entries.append(FleetChanged(device=device, works=works, found=self._found(measured)))
         return merged
 
-    def taken_up(self) -> None:
-        """This process leads from now on, and knows nobody yet."""
-        self._entries.append(TakenUp(found=self._found(None)))
-
     def resize(self, reports: Mapping[DeviceId, Report]) -> Mapping[DeviceId, Sizing]:
         """New sizes for the devices that need one."""
         self._state, sizes = self._strategy.resize(self._state, reports, self._fleet)
@@ -134,8 +130,8 @@ class Aggregator:
         entries, self._entries = tuple(self._entries), []
         return entries
 
-    def redo(self, entry: Entry, member: Member | None, crew: Crew) -> None:
-        """Do again what another process did, with what it found.
+    def redo(self, entry: Entry, member: Member | None, crew: Crew) -> Merged:
+        """Do again what another process did, with what it found; what the strategy made of it.
 
         Args:
             entry: the next of its log.
@@ -148,12 +144,13 @@ class Aggregator:
         found = entry.found
         scores = iter(found.scores)
         self.passed(found.elapsed_s)
-        measured = found.measured
+        merged = NOTHING
         match entry:
             case UpdateTaken() if member is not None:
-                self._redo_update(entry, member, crew, lambda _params: next(scores))
+                merged = self._redo_update(entry, member, crew, lambda _params: next(scores))
             case FleetChanged():
-                self._advance(self._changed(crew, lambda _params: next(scores)), measured=measured, again=True)
+                merged = self._changed(crew, lambda _params: next(scores))
+                self._advance(merged, measured=found.measured, again=True)
             case Resized(reports=reports):
                 self._state, _ = self._strategy.resize(self._state, reports, crew)
         self.tally.up, self.tally.down = Counter(found.up), Counter(found.down)
@@ -163,6 +160,7 @@ class Aggregator:
                 why=f"version {self.model.version} where {found.version} was written",
                 mend="Go on with the software that wrote it, or see hermes-iot repair",
             )
+        return merged
 
     def passed(self, elapsed_s: float) -> None:
         """So much of the run's time has passed. Written out: it does so at every event of a large fleet."""
@@ -194,7 +192,7 @@ class Aggregator:
         self.tally = tally
         self.progress = replace(progress, accuracy=score.accuracy)
 
-    def _redo_update(self, entry: UpdateTaken, member: Member, crew: Crew, score_of: ScoreOf) -> None:
+    def _redo_update(self, entry: UpdateTaken, member: Member, crew: Crew, score_of: ScoreOf) -> Merged:
         update, merged = entry.update, None
         if entry.outcome == "applied":
             vector = unpack(update.body, update.codec, update.parameters)
@@ -202,6 +200,7 @@ class Aggregator:
             merged = self._merge(contribution, crew, score_of)
         verdict = Verdict(outcome=entry.outcome, reason=entry.reason, lag=entry.lag, merged=merged)
         self._settle(member, update, verdict, measured=entry.found.measured, again=True)
+        return merged or NOTHING
 
     def _settle(
         self, member: Member, update: Update, verdict: Verdict, *, measured: Score | None = None, again: bool = False

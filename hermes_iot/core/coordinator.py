@@ -95,7 +95,6 @@ class Coordinator:
             snapshot.resume(restored, self._aggregator, self._assigner, self._roster)
             self._checkpoint_version = restored.version
             self._watch.started_at = now - self.progress.elapsed_s
-            self._aggregator.taken_up()
 
     @property
     def members(self) -> dict[DeviceId, Member]:

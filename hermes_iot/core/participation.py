@@ -7,8 +7,10 @@
        training --trained, gate fires--> pushed --answer--> training
        pushed --no answer for a while, or nobody there--> training   (on with the model it has)
 
-A device trains as long as it has a model and an allocation, whether or not anybody listens. What it lacks it asks for
-again and again, because anything may be lost on the way: the keyframe, a shard, the allocation, its own birth.
+A device trains as long as it has a model and an allocation, whether or not anybody listens; where the strategy lets
+nobody go on alone it waits for its answer however long that takes. It speaks only to who is there: an update made while
+nobody leads is kept, the newest only, and sent when somebody does. What it lacks it asks for again and again, because
+anything may be lost on the way: the keyframe, a shard, the allocation, its own birth.
 """
 
 from __future__ import annotations
@@ -215,9 +217,9 @@ class Participation:
     def next_deadline(self) -> float | None:
         """When `expire` next has something to do; None when only an event can change anything."""
         deadlines: list[float] = []
+        if self._board.heard and (asks_at := self.outbox.retry.deadline) is not None:
+            deadlines.append(asks_at)
         if self._board.connected:
-            if (asks_at := self.outbox.retry.deadline) is not None:
-                deadlines.append(asks_at)
             if (lacks_at := self._lacking.deadline) is not None:
                 deadlines.append(lacks_at)
             if self._state_changed:
@@ -225,15 +227,14 @@ class Participation:
         if self.phase == "pushed":
             # At once where the connection was lost meanwhile: nobody is there to be waited for.
             patience_s = self._board.settings.alone_after_s if self._board.heard else 0.0
-            waits = self._board.heard and self.learner is not None and self.learner.regime.waits
-            if not waits:
+            if self.learner is None or not self.learner.regime.waits:
                 deadlines.append(self.outbox.since + patience_s)
         return min(deadlines, default=None)
 
     def expire(self, *, now: float) -> list[Effect]:
         """Do what has become due."""
         effects: list[Effect] = []
-        if self._board.connected and self.outbox.due(now=now):
+        if self._board.heard and self.outbox.due(now=now):
             update = self.outbox.update
             effects.append(self._board.send(update) if update is not None else self._request_model())
         if self._board.connected and self._lacking.due(now=now):
@@ -270,11 +271,12 @@ class Participation:
         return effects
 
     def _must_wait(self, now: float) -> bool:
-        """Wait for the answer to a push, unless nobody is there to give it."""
+        """Wait for the answer to a push; where the strategy allows it, not when nobody is there to give it."""
         regime = self.learner.regime if self.learner is not None else None
-        if self.outbox.awaiting is None or not self._board.heard or regime is None or regime.overlaps:
+        if self.outbox.awaiting is None or regime is None or regime.overlaps:
             return False
-        return regime.waits or now < self.outbox.since + self._board.settings.alone_after_s
+        patient = self._board.heard and now < self.outbox.since + self._board.settings.alone_after_s
+        return regime.waits or patient
 
     def _obey(self, learner: Learner, now: float) -> list[Effect]:
         """A new allocation is in force: remember its version, and say so."""
@@ -309,7 +311,7 @@ class Participation:
             self._state_pace.interval_s = self._board.settings.state_interval_s
             self._state_pace.done_at, self._state_held = now, True
         # On disk before it is said: a reboot must never use this number again.
-        return [board.memory, *([board.send(update)] if board.connected else [])]
+        return [board.memory, *([board.send(update)] if board.heard else [])]
 
     def _ask_for_what_is_lacking(self) -> list[Effect]:
         """Whatever keeps this device from training, once more."""

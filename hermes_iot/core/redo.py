@@ -77,14 +77,7 @@ class Resized:
     found: Found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TakenUp:
-    """Another process leads the run: it knows of no device yet."""
-
-    found: Found
-
-
-Entry: TypeAlias = UpdateTaken | FleetChanged | Resized | TakenUp
+Entry: TypeAlias = UpdateTaken | FleetChanged | Resized
 
 
 class Crew:
@@ -94,14 +87,12 @@ class Crew:
         self._devices: dict[DeviceId, None] = dict.fromkeys(devices)
 
     def follow(self, entry: Entry) -> None:
-        """Somebody came, left, or everybody is unknown."""
+        """Somebody came or left."""
         match entry:
             case FleetChanged(device=device, works=True):
                 self._devices.setdefault(device)
             case FleetChanged(device=device):
                 self._devices.pop(device, None)
-            case TakenUp():
-                self._devices.clear()
 
     def __len__(self) -> int:
         return len(self._devices)

@@ -101,10 +101,19 @@ def resume(restored: Restored, aggregator: Aggregator, assigner: Assigner, roste
     for entry in restored.entries:
         crew.follow(entry)
         member = roster.admit(entry.device) if isinstance(entry, UpdateTaken) else None
-        aggregator.redo(entry, member, crew)
+        merged = aggregator.redo(entry, member, crew)
         if isinstance(entry, UpdateTaken) and member is not None and entry.reason != "run":
             member.handle(entry.update.session, entry.update.seq)
             member.base = entry.update.base
+            member.owed = member.owed or entry.outcome == "applied"
+        for device in merged.reply_to:
+            roster.members[device].owed = False
+    # Until they are heard of again those that worked are taken for there: a barrier that forgot who is awaited would
+    # merge everybody's update alone.
+    for device in crew:
+        member = roster.admit(device)
+        member.online = True
+        roster.note(member)
     assigner.restore(snapshot.cursor, snapshot.shards)
 
 

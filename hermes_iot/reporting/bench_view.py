@@ -41,6 +41,8 @@ class Progress(BarOrLines):
             self._cells, self._done = fields["cells"], fields["found"]
             found = f", {fields['found']} of them finished before" if fields["found"] else ""
             self._say(f"{fields['cells']} cells{found}, {fields['jobs']} at a time")
+        elif event == "spoilt":
+            self._say(f"{_who(fields)} is run again: {clean(fields['path'], 400)} is not as it was written")
         elif event == "finished":
             self._done += 1
             took = f"{format_seconds(fields['end']['t_s'])} virtual in {format_seconds(fields['real_s'])}"

@@ -29,6 +29,8 @@ FLUSH_INTERVAL_S: Final = 1.0
 #: No record of ours comes near it; whatever is longer was not written by us.
 LINE_BYTES_MAX: Final = 65_536
 _ELAPSED_MAX_S: Final = 1e10
+#: Digits of an integer that is a float's, too. JSON's have no end, and arithmetic with a longer one overflows.
+_DIGITS_MAX: Final = 308
 
 
 def finite(value: object) -> Any:
@@ -167,7 +169,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line, parse_constant=lambda _name: None)
+        record = json.loads(line, parse_constant=lambda _name: None, parse_int=_integer)
     except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or not isinstance(record.get("event"), str):
@@ -176,6 +178,12 @@ def _record(line: bytes) -> dict[str, Any] | None:
     if isinstance(elapsed_s, bool) or not isinstance(elapsed_s, int | float):
         return None
     return record if 0 <= elapsed_s < _ELAPSED_MAX_S else None
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _DIGITS_MAX:
+        raise ValueError(digits)
+    return int(digits)
 
 
 def _ends_torn(descriptor: int) -> bool:

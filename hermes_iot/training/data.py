@@ -138,8 +138,20 @@ def _shape_of(loaded: object) -> str:
 
 def sha256(data: TaskData) -> str:
     """Hex digest over dtype, shape and bytes of the training set: a device with other data is noticed by it."""
+    return _sha256(data.train)
+
+
+def sha256_of_all(data: TaskData) -> str:
+    """The same over the rows that are only measured on, too: whatever was measured is of these data."""
+    whole = hashlib.sha256(_sha256(data.train).encode())
+    for name, held in (("validation", data.validation), ("test", data.test)):
+        whole.update(f"{name}:{_sha256(held) if held is not None else ''};".encode())
+    return whole.hexdigest()
+
+
+def _sha256(data: Dataset) -> str:
     digest = hashlib.sha256()
-    for array in (data.train.x, data.train.y):
+    for array in (data.x, data.y):
         little = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
         digest.update(f"{little.dtype.str}{little.shape};".encode())
         digest.update(little.reshape(-1).view(np.uint8).data)

@@ -108,6 +108,12 @@ def test_a_cell_that_fails_is_shown_and_told_by_the_exit_code(capsys, room):
         (["--ablate", "--strategies", "bsp"], "contradict each other"),
         (["--seeds", "one"], "--seeds 'one' is not understood"),
         (["--seeds", "-1"], "--seeds '-1' is not understood"),
+        (["--seeds", "²"], "'²' is no whole number from 0"),
+        (["--seeds", "0," + "9" * 5000], "is no whole number from 0 to 9007199254740991. Write e.g. 0,1,2"),
+        (["--seeds", ","], "--seeds names nothing"),
+        (["--strategies", "hermes-plus[momentum=" + "{a=" * 3000 + "]"], "cannot be read: brackets are nested"),
+        (["--strategies", "hermes-plus[momentum=" + "9" * 5000 + "]"], "or a number has thousands of digits"),
+        (["--strategies", "hermes-plus[" + ".".join("a" * 3000) + "=1]"], "unknown key 'a' in hermes-plus"),
         (["--seeds", ",".join(map(str, range(101)))], "101 seeds are too many"),
         (["--targets", "97%"], "--targets '97%' is not understood"),
         (["--targets", "97"], "target 97 is not in (0, 1]"),
@@ -126,6 +132,7 @@ def test_what_cannot_be_is_refused_before_anything_is_run(capsys, room, words, e
     code, out, err = benched(capsys, *words)
     assert (code, out) == (2, "")
     assert expected in err
+    assert len(err.splitlines()) == 1
     assert not (room / "bench").exists()
 
 

@@ -119,6 +119,7 @@ CASES = {
     "set without a value": (COORDINATOR + " --set gate.alpha", 2, r"--set 'gate.alpha' is not understood"),
     "set below a value": (COORDINATOR + " --strategy hermes --set gate.alpha.x=1", 2, r"alpha"),
     "set of nothing": (COORDINATOR + " --set =1", 2, r"--set '=1' is not understood"),
+    "set of brackets without end": (COORDINATOR + " --set gate.alpha=" + "[" * 3000, 2, r"nested too deeply"),
     # words and numbers
     "bad duration": (COORDINATOR + " --max-wall 2x", 2, r"'2x' is not a duration.*1h30m"),
     "bad bytes": (COORDINATOR + " --max-bytes 50M", 2, r"'50M' is not a number of bytes.*50MB"),
@@ -155,6 +156,7 @@ CASES = {
     # files
     "no such configuration": (STATUS + " --config {tmp}/no.toml", 2, r"no configuration file .*no\.toml.*--config"),
     "not TOML": (STATUS + " --config {tmp}/bad.toml", 2, r"bad\.toml is not valid TOML: .*line 2"),
+    "nested TOML": (STATUS + " --config {tmp}/deep.toml", 2, r"deep\.toml cannot be read: .*nested too deeply"),
     "not text": (STATUS + " --config {tmp}/junk.bin", 2, r"junk\.bin cannot be read"),
     "unknown key": (STATUS + " --config {tmp}/key.toml", 2, r"unknown key 'target-acuracy'.*'target-accuracy'"),
     "unknown table": (STATUS + " --config {tmp}/table.toml", 2, r"unknown key 'hermess'.*'hermes'"),
@@ -197,6 +199,7 @@ FILES = {
     "half.py": b"def build_model():\n    pass\n",
     "broken.py": b"1 / 0\n",
     "bad.toml": b'task = "digits"\nseed = = 1\n',
+    "deep.toml": b"task = " + b"[" * 3000,
     "key.toml": b"target-acuracy = 0.97\n",
     "table.toml": b"[hermess.gate]\nalpha = -1.0\n",
     "command.toml": b'[coordinator]\ntask = "digits"\n',

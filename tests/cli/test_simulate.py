@@ -97,7 +97,9 @@ def test_a_real_fleets_name_in_the_environment_is_no_profile(capsys, monkeypatch
     ("words", "said"),
     [
         (["--virtual", "1m", "--hours", "1"], "contradict"),
-        (["--hours", "0"], "above 0"),
+        (["--hours", "0"], "a finite number above 0"),
+        (["--hours", "inf"], "a virtual time of inf s cannot be used: it must be a finite number"),
+        (["--hours", "nan"], "a virtual time of nan s cannot be used"),
         (["--virtual", "soon"], "not a duration"),
         (["--data", "shipped"], "'cost'"),
         (["--dirichlet", "0.3"], "'cost'"),

@@ -123,9 +123,19 @@ def test_a_link_that_is_named_is_taken(capsys):
     assert document["updates_published"] < document["recorded"]["updates_published"]
 
 
+def test_rows_of_the_boards_own_take_no_other_word_than_in_a_run_of_no_record(capsys):
+    pytest.importorskip("sklearn")
+    words = ["--task", "digits", "--dirichlet", "0.3", "--virtual", "2s", "--json"]
+    code, out, err = simulated(capsys, *words)
+    assert code == 0, err
+    assert json.loads(out)["links"]["down"]["data"] == 0
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--dirichlet", "0.3"], "task 'cost' has no rows that could be local"),
+        (["--dirichlet", "0.3", "--data", "shipped"], "--data local"),
         (["--fleet", "azure12"], "contradict"),
         (["--set", "gate.alhpa=-1"], "'alpha'"),
         (["--strategy", "bps"], "'bsp'"),

@@ -7,8 +7,8 @@ import pytest
 from hermes_iot.algorithms.strategies.base import BaseStrategy, Decision, Merged, Regime, StateDump
 from hermes_iot.algorithms.strategies.bsp import Config, build_strategy
 from hermes_iot.core.effects import Train
-from hermes_iot.protocol.messages import Ack, Command, Model, Request, Response
-from tests.core.hand import Board, Desk, birth, death, model, of, offline, sent, state, update
+from hermes_iot.protocol.messages import Ack, Command, Model, Request, Response, Update
+from tests.core.hand import Board, Desk, birth, death, model, of, offline, online, sent, state, update
 
 BSP = build_strategy(Config())
 
@@ -79,17 +79,23 @@ def test_one_that_is_paused_is_awaited_no_longer():
     assert answered(one.hear(state(phase="paused"), "b")) == [("a", 1)]
 
 
-def test_a_device_waits_for_a_barrier_as_long_as_somebody_leads():
+def test_a_device_waits_for_a_barrier_whether_or_not_somebody_leads():
     one = Board(BSP, alone_after_s=15.0).at_work()
     one.trained()
     assert not of(one.wait(3600.0), Train)
+    assert not of(one.tell(offline()), Train)
+    assert one.wait(3600.0) == []
+    assert [made.seq for made in sent(one.tell(online(session="c2")), Update)] == [1]
     assert of(one.tell(model(version=1, session=1, seq=1)), Train)
 
 
-def test_without_a_leader_nobody_waits():
-    one = Board(BSP, alone_after_s=15.0).at_work()
-    one.trained()
-    assert of(one.tell(offline()), Train)
+def test_an_update_made_while_nobody_leads_is_kept_and_the_newest_is_sent_when_somebody_does():
+    one = Board(alone_after_s=15.0).at_work()
+    one.tell(offline())
+    effects = [effect for _ in range(5) for effect in one.trained()]
+    assert len(of(effects, Train)) == 5
+    assert sent([*effects, *one.wait(3600.0)], Update) == []
+    assert [made.seq for made in sent(one.tell(online(session="c2")), Update)] == [5]
 
 
 @dataclass(frozen=True)

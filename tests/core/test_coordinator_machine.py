@@ -777,7 +777,9 @@ def test_a_run_restored_on_its_target_ends_at_once():
     effects = desk.hear(update(value=3.0))
     assert desk.machine.finished
     again = Desk(rules=StopRules(target_accuracy=0.9), restored=restored_from(desk, effects)).up()
-    assert of(again.machine.expire(now=again.now), Quit)
+    assert not of(again.machine.expire(now=again.now), Quit)  # the device that was there has its time to answer
+    assert again.machine.finished
+    assert of(again.wait(again.machine.settings.linger_s), Quit)
 
 
 def test_a_restored_allocation_is_said_again_as_it_was():

@@ -306,6 +306,7 @@ FINISHED = {"setting": "mnist", "label": "bsp [x]", "seed": 1, "end": {"reason":
 
 def told(console):
     with Progress(console, plain=False) as progress:
+        progress.on_event("spoilt", {"setting": "mnist", "label": "bsp", "seed": 1, "path": "cells/a.json"})
         progress.on_event("plan", {"cells": 4, "found": 1, "jobs": 2})
         progress.on_event("started", {"setting": "mnist", "label": "bsp", "seed": 1})
         progress.on_event("finished", {**FINISHED, "left_s": 65.0})
@@ -317,6 +318,7 @@ def test_progress_is_lines_where_there_is_no_terminal():
     out = io.StringIO()
     told(Console(file=out, width=100))
     assert out.getvalue().splitlines() == [
+        "mnist, bsp, seed 1 is run again: cells/a.json is not as it was written",
         "4 cells, 1 of them finished before, 2 at a time",
         "2/4 mnist, bsp [x], seed 1: cap, 1m30s virtual in 5.00 s, about 1m05s left",
         "3/4 mnist, bsp [x], seed 1: cap, 1m30s virtual in 5.00 s",

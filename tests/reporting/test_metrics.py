@@ -83,6 +83,8 @@ def test_a_resumed_run_appends_and_a_torn_line_costs_only_itself(tmp_path, caplo
         b'{"event": "state", "elapsed_s": NaN}',
         b'{"event": "state", "elapsed_s": true}',
         b'{"event": "state", "elapsed_s": 1' + b"0" * 400 + b"}",
+        b'{"event": "merge", "elapsed_s": 1, "seconds": 1' + b"0" * 400 + b"}",
+        b'{"event": "iteration", "elapsed_s": 1, "deep": [{"z": -1' + b"0" * 400 + b"}]}",
         b"[" * 50_000,
         b"\xff\xfe",
         b"x" * (3 * LINE_BYTES_MAX),

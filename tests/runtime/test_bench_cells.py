@@ -10,9 +10,11 @@ from hermes_iot.runtime.bench.workloads import WORKLOADS, workload_of
 from hermes_iot.runtime.simulation.profiles import LinkProfile
 from tests.support.benches import LINK, cell
 
+VERSIONS = {"torch": "2.0", "numpy": "2.1"}
 
-def key(one, data_sha256="d", source="s"):
-    return one.key(data_sha256=data_sha256, source=source)
+
+def key(one, data_sha256="d", source="s", versions=VERSIONS):
+    return one.key(data_sha256=data_sha256, source=source, versions=versions)
 
 
 def test_everything_that_decides_a_result_changes_its_key():
@@ -29,7 +31,13 @@ def test_everything_that_decides_a_result_changes_its_key():
         cell("hermes-plus", workload={"grid_s": 2.0}),
         replace(first, row=replace(first.row, codec="fp16")),
     ]
-    keys = [key(one) for one in (first, *others)] + [key(first, data_sha256="e"), key(first, source="t")]
+    keys = [
+        *(key(one) for one in (first, *others)),
+        key(first, data_sha256="e"),
+        key(first, source="t"),
+        key(first, versions={**VERSIONS, "torch": "2.0.1"}),
+        key(first, versions={**VERSIONS, "numpy": "2.0"}),
+    ]
     assert len(set(keys)) == len(keys)
 
 

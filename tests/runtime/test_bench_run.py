@@ -4,13 +4,15 @@ import copy
 import json
 import os
 import shlex
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from hermes_iot.errors import HermesError, UsageError
 from hermes_iot.runtime.bench import cell_run
 from hermes_iot.runtime.bench.rows import rows_of
-from hermes_iot.runtime.bench.run import Comparison, Piece, command_of, run, work
+from hermes_iot.runtime.bench.run import Comparison, Piece, command_of, data_sha256, run, work
 from hermes_iot.runtime.bench.workers import Failure, each
 from hermes_iot.runtime.bench.workloads import workload_of
 from tests.support.benches import Here, cell, setting
@@ -82,13 +84,36 @@ def test_one_cell_under_two_names_is_run_once(tmp_path):
     assert (first["key"], first["targets"]) == (second["key"], second["targets"])
 
 
-def test_a_damaged_cell_is_run_again(tmp_path):
-    first, _ = ran(tmp_path)
-    file = min((tmp_path / "cells").iterdir())
-    file.write_bytes(file.read_bytes()[:200])
-    again, by = ran(tmp_path)
-    assert len(by.begun) == 1
+def without_seal(content):
+    return {key: value for key, value in json.loads(content).items() if key != "sha256"}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: content[:200],
+        lambda content: content + b" ",
+        lambda _content: b"",
+        lambda _content: b"[" * 200_000,
+        lambda content: json.dumps(without_seal(content)).encode(),
+        lambda content: json.dumps({**json.loads(content), "points": []}).encode(),
+        lambda content: content.replace(b'"t_s":', b'"t_s":1', 1),
+        lambda content: content[:-3] + (b"1" if content[-3:-2] == b"0" else b"0") + content[-2:],
+    ],
+    ids=["cut off", "longer", "empty", "nested", "unsealed", "without points", "faster", "another seal"],
+)
+def test_a_cell_that_is_not_as_it_was_written_is_run_again_and_that_is_said(tmp_path, spoil):
+    first, _ = ran(tmp_path, plan("bsp", seeds=(0,)))
+    (file,) = (tmp_path / "cells").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(spoil(whole))
+    assert file.read_bytes() != whole
+    events = []
+    again, by = ran(tmp_path, plan("bsp", seeds=(0,)), events=events)
+    assert by.begun == [("bsp", 0)]
     assert without_wall_times(again.results) == without_wall_times(first.results)
+    assert events[0] == ("spoilt", {"setting": "cost-three-lan", "label": "bsp", "seed": 0, "path": str(file)})
+    assert ran(tmp_path, plan("bsp", seeds=(0,)))[1].begun == []
 
 
 def test_a_cell_that_fails_is_told_with_its_command_and_the_others_go_on(tmp_path):
@@ -127,7 +152,10 @@ def test_progress_is_told_with_the_time_left(tmp_path):
 
 
 def test_a_cells_command_names_all_that_was_chosen():
-    one = cell("hermes", label="hermes-plus lean", seed=3, dirichlet=0.3, long=True, await_patience=False)
+    digits = {"task": "digits"}
+    one = cell(
+        "hermes", label="hermes-plus lean", seed=3, workload=digits, dirichlet=0.3, long=True, await_patience=False
+    )
     words = shlex.split(command_of(one))
     assert words[words.index("--strategies") + 1] == "hermes-plus lean"
     assert words[words.index("--dirichlet") + 1] == "0.3"
@@ -135,6 +163,34 @@ def test_a_cells_command_names_all_that_was_chosen():
     assert words[words.index("--targets") + 1] == "0.5,0.7"
     assert "--long" in words
     assert "--data" not in words
+
+
+TASK = """
+import numpy as np
+from torch import nn
+
+
+def build_model():
+    return nn.Linear(2, 2)
+
+
+def load_data():
+    x = np.arange(200, dtype=np.float32).reshape(100, 2)
+    y = np.arange(100) % 2
+    return x, y, x[:10], {targets}
+"""
+
+
+def test_other_test_rows_are_other_data(tmp_path):
+    def digest(targets):
+        (tmp_path / "mine.py").write_text(TASK.replace("{targets}", "np.load('y.npy')".replace("y.npy", str(file))))
+        np.save(file, targets)
+        return data_sha256(str(tmp_path / "mine.py"), None)
+
+    file = tmp_path / "y.npy"
+    first = digest(np.arange(10) % 2)
+    assert digest(np.arange(10) % 2) == first
+    assert digest(np.zeros(10, dtype=np.int64)) != first
 
 
 # --- one cell ---------------------------------------------------------------------------------------------------------
@@ -174,7 +230,7 @@ def test_a_timeline_is_kept_up_to_where_it_is_shown():
 def test_boards_with_rows_of_their_own_train_real_data():
     workload = workload_of("digits-mlp")
     pytest.importorskip("sklearn")
-    settings = setting(dirichlet=0.5, virtual_s=6.0)
+    settings = setting(workload={"task": "digits"}, dirichlet=0.5, virtual_s=6.0)
     one = cell(
         "hermes-plus",
         constants={"shares": {"target_s": 1.0}},
@@ -188,6 +244,16 @@ def test_boards_with_rows_of_their_own_train_real_data():
     document = cell_run.run_cell(one, key="k", data_dir=None)
     assert document["summary"]["links"]["down"]["data"] == 0
     assert document["points"][-1][document["columns"].index("accuracy")] > 0.3
+
+
+@pytest.mark.parametrize("strategy", ["hermes-plus", "bsp", "fedavg"])
+def test_real_training_run_twice_gives_the_same_cell_but_for_the_time_it_took(strategy):
+    pytest.importorskip("sklearn")
+    one = cell(strategy, virtual_s=4.0, workload={"task": "digits"})
+    first, second = ({**cell_run.run_cell(one, key="k", data_dir=None), "real_s": 0} for _ in range(2))
+    assert first == second
+    assert first["points"][-1][first["columns"].index("pushes")] > 3
+    assert first != {**cell_run.run_cell(replace(one, seed=1), key="k", data_dir=None), "real_s": 0}
 
 
 def test_the_task_of_a_comparison_must_be_there(tmp_path):

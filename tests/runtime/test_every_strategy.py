@@ -1,5 +1,6 @@
 """Every strategy leads a live fleet to its end, and those with a barrier go on when a device dies."""
 
+import threading
 import time
 
 import numpy as np
@@ -82,3 +83,42 @@ def test_a_barrier_does_not_wait_for_a_device_that_died(strategy, tmp_path):
             records.until("merge", lambda one, name=name: one["device"] == name and one["version"] > version + 2, 2)
         later = {fields["device"] for event, fields in records.all[left:] if event == "merge"}
     assert later == {"pi-01", "pi-02"}
+
+
+@pytest.mark.parametrize("strategy", BARRIERS)
+def test_a_barrier_holds_while_nobody_leads_and_after_a_resume(strategy, tmp_path):
+    """No device runs ahead meanwhile, and what waited for a leader is merged as if it had never been away."""
+    broker = MemoryBroker(clock=time.monotonic)
+    connect = in_memory(broker)
+    settings = CoordinatorSettings(linger_s=2.0, resize_interval_s=0.05)
+
+    def leader(records, **rules):
+        return toy_coordinator(
+            connect,
+            tmp_path / "run",
+            config=toy_config(strategy=strategy, rules=StopRules(**rules)),
+            settings=settings,
+            on_record=records,
+        )
+
+    before, after = Records(), Records()
+    with running(*(toy_device(connect, tmp_path, name) for name in DEVICES)) as boards:
+        with running(leader(before)) as leading:
+            for name in DEVICES:
+                before.wait("merge", 3, device=name)
+            leading.leave()
+            leading.wait()
+        made = [board.runner.machine.part.learner for board in boards]
+        stood = threading.Event()
+        for _ in range(200):  # until nobody moves any more
+            iterations = [learner.iterations for learner in made]
+            stood.wait(0.1)
+            if iterations == [learner.iterations for learner in made]:
+                break
+        assert iterations == [learner.iterations for learner in made]
+        with running(leader(after, max_pushes=2 * PUSHES)) as leading:
+            summary = leading.wait()
+    lags = [fields["lag"] for event, fields in after.all if event == "merge"]
+    assert max(lags) <= max(fields["lag"] for event, fields in before.all if event == "merge") + len(DEVICES)
+    assert summary["updates_applied"] >= 2 * PUSHES
+    assert summary["updates_received"] == sum(summary[f"updates_{fate}"] for fate in FATES)

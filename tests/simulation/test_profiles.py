@@ -1,12 +1,22 @@
 """Fleets and links: what a person writes, and what is wrong with it."""
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hermes_iot.errors import UsageError
-from hermes_iot.runtime.simulation.profiles import LinkProfile, fleet_of, link_of, shipped
+from hermes_iot.runtime.simulation.profiles import (
+    ROWS_MAX,
+    SLOWNESS_MAX,
+    Group,
+    LinkProfile,
+    fleet_of,
+    link_of,
+    shipped,
+)
+from tests.simulation.fleets import FOUR, devices, toy_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,13 +93,51 @@ def test_a_fleet_of_ones_own_is_named_by_its_path(tmp_path):
         ),
         ("batch_s = 0.01\n[[groups]]\nname='pi'\nslowness='two'\n", ["mine.toml", "slowness"]),
         ("batch_s = 0.01\n[[groups]]\nname='pi'\nslowness=0\n", ["mine.toml", "'pi'", "slowness is 0"]),
+        ("batch_s = 0.01\n[[groups]]\nname='pi'\nslowness=1.1e6\n", ["mine.toml", "'pi'", "slowness is 1.1e+06"]),
+        (
+            "batch_s = 0.01\n[[groups]]\nname='pi'\nslowness=1\nmemory_rows_max=9007199254740993\n",
+            ["mine.toml", "'pi'", "memory_rows_max is 9007199254740993", "9007199254740991"],
+        ),
+        (
+            f"batch_s = 0.01\n[[groups]]\nname='pi'\nslowness=1\nmemory_rows_max=1{'0' * 400}\n",
+            ["mine.toml", "memory_rows_max"],
+        ),
+        ("batch_s = 0.01\n[[groups]]\nname='pi'\nmemory_rows_max=-1\nslowness=1\n", ["memory_rows_max is -1"]),
+        *(
+            (
+                f"batch_s=0.01\n[[groups]]\nname='pi'\nslowness=1\navailability={{ {power} }}\n",
+                ["mine.toml", f"{name} is {value}", "from 1"],
+            )
+            for power, name, value in (
+                ("up_s=1e-6, down_s=60", "up_s", "1e-06"),
+                ("up_s=60, down_s=0.99", "down_s", "0.99"),
+                ("up_s=inf, down_s=60", "up_s", "inf"),
+            )
+        ),
+        *(
+            (
+                f"batch_s=0.01\n[[groups]]\nname='pi'\nslowness=1\njoin_at_s=5\n{name}={value}\n",
+                ["mine.toml", "'pi'", f"{name} is {value}", "later than join_at_s, 5"],
+            )
+            for name, value in (("leave_at_s", 2), ("leave_at_s", 5), ("crash_at_s", 2), ("leave_at_s", "inf"))
+        ),
         ("batch_s = 0.01\n[[groups]]\nname='pi'\n", ["mine.toml", "slowness"]),
         ("batch_s = 0.01\ngroups = []\n", ["mine.toml", "no groups"]),
         ("batch_s = nan\n[[groups]]\nname='pi'\nslowness=1\n", ["mine.toml", "batch_s is nan"]),
         ("batch_s = 0.01\n[[groups]]\nname='a'\nslowness=1\n[[groups]]\nname='a'\nslowness=1\n", ["mine.toml", "'a'"]),
+        (
+            "batch_s = 0.01\n[[groups]]\nname='a'\nnames=['x','x']\ncount=2\nslowness=1\n",
+            ["mine.toml", "board 'x' is there twice"],
+        ),
+        (
+            "batch_s=0.01\n[[groups]]\nname='a'\nslowness=1\n[[groups]]\nname='b'\nnames=['a-1']\nslowness=1\n",
+            ["mine.toml", "board 'a-1' is there twice"],
+        ),
         ("batch_s = 0.01\n[[groups]]\nname='a b'\nslowness=1\n", ["mine.toml", "'a b'"]),
         ("batch_s = 0.01\nname = 'x'\n", ["'name'", "mine.toml"]),
         ("batch_s = \n", ["mine.toml", "not valid TOML"]),
+        (f"batch_s = {'[' * 3000}", ["mine.toml", "cannot be read", "nested too deeply"]),
+        (f"batch_s = {'9' * 5000}", ["mine.toml", "cannot be read", "thousands of digits"]),
     ],
 )
 def test_what_is_wrong_with_a_fleet_is_said_on_one_line_with_file_and_key(tmp_path, text, words):
@@ -112,6 +160,12 @@ def test_what_is_wrong_with_a_link_is_said_the_same_way(tmp_path, text, words):
     with pytest.raises(UsageError) as caught:
         link_of(written(tmp_path, text))
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_a_board_at_every_bound_is_heard_by_its_coordinator():
+    group = Group(name="most", slowness=SLOWNESS_MAX, memory_rows_max=ROWS_MAX)
+    outcome = toy_run(replace(FOUR, groups=(*FOUR.groups, group)), virtual_s=2.0)
+    assert devices(outcome)["most-1"]["host"] == "most"
 
 
 def test_a_name_that_does_not_exist_gets_the_nearest_one():

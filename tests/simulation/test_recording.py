@@ -134,6 +134,19 @@ def test_seconds_per_mini_batch_are_the_lognormals_mean():
     assert fleet.batch_s == pytest.approx(0.1 * math.exp(sigma**2 / 2), rel=0.01)
 
 
+def test_what_no_board_takes_for_a_mini_batch_is_no_measurement():
+    rubbish = [merge(1e30), merge(1e-30), merge(1e308, mini_batches=1e-320), merge("1"), merge(True), merge(math.inf)]
+    assert measured(*rubbish) is None
+    assert measured(merge(1.0), *rubbish).batch_s == pytest.approx(0.1)
+
+
+def test_noise_beyond_all_noise_is_taken_for_the_most_there_is():
+    """Half of them a thousandth, half of them a thousand: the median of the logarithms is 0, all are far from it."""
+    fleet = measured(*[merge(10 * time_s) for time_s in (1e-3, 1e3)] * 10)
+    assert fleet.groups[0].jitter == 2.0
+    assert fleet.batch_s == pytest.approx(math.exp(2.0))
+
+
 def test_one_iteration_that_loaded_libraries_moves_nothing():
     assert measured(merge(500.0), *[merge(1.0)] * 6).batch_s == pytest.approx(0.1)
 
@@ -270,6 +283,52 @@ def test_a_summary_without_what_is_compared_says_what_it_lacks(directory):
     assert "summary.json lacks bytes_up, wall_s" in words
     path.write_text("{")
     assert "summary.json cannot be read" in refused(directory)
+    path.write_text("[]")
+    assert "summary.json cannot be read" in refused(directory)
+    path.write_text('{"devices":' + "[" * 100_000)
+    assert "summary.json cannot be read" in refused(directory)
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("wall_s", value) for value in ("abc", None, [1], -5, HUGE, 1e10)),
+        *(("iterations", value) for value in (None, -1, 2.5, HUGE)),
+        *(("bytes_up", value) for value in ("abc", None, -5)),
+        ("updates_applied", True),
+        ("accuracy", "x"),
+        ("loss", HUGE),
+        *((name, 5) for name in ("run", "strategy", "reason", "devices")),
+    ],
+)
+def test_a_summary_that_tells_something_else_is_refused_by_the_name_of_it(directory, name, value):
+    path = directory / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    words = refused(directory)
+    assert "summary.json cannot be used" in words
+    assert f"`$.{name}`" in words
+    assert len(words) < 400
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("batch_s", HUGE), ("batch_s", "x"), ("mini_batches", HUGE), ("device", 3)]
+)
+def test_what_a_summary_tells_of_a_device_is_checked_as_well(directory, name, value):
+    path = directory / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["devices"][1][name] = value
+    path.write_text(json.dumps(summary))
+    assert f"`$.devices[1].{name}`" in refused(directory)
+
+
+def test_a_summary_without_an_accuracy_is_one(directory):
+    path = directory / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "accuracy": None, "loss": None}))
+    recording = recording_of(directory, read_metrics(directory / "metrics.jsonl"))
+    assert recording.summary["accuracy"] is None
 
 
 def test_metrics_that_tell_of_no_speed_are_named(directory):

@@ -41,6 +41,14 @@ def started(outcome, name, doing):
     return [start for start, _, what in outcome.timeline[name] if what == doing]
 
 
+def test_a_board_may_be_called_as_the_coordinator_is():
+    group = Group(name="late", names=("coordinator",), slowness=1.0, join_at_s=5.0)
+    outcome = toy_run(replace(FOUR, groups=(*FOUR.groups, group)))
+    rows = devices(outcome)
+    assert (outcome.summary["reason"], len(rows)) == ("30 virtual seconds", 5)
+    assert all(row["iterations"] > 10 for row in rows.values()), rows
+
+
 # --- determinism ------------------------------------------------------------------------------------------------------
 
 

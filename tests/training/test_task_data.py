@@ -16,6 +16,7 @@ from hermes_iot.training.data import (
     positions,
     seed63,
     sha256,
+    sha256_of_all,
     shuffled,
 )
 
@@ -118,6 +119,13 @@ class TestDigest:
 
     def test_test_rows_do_not_count(self):
         assert sha256(TaskData(train=self.BASE.train, test=a_set(2))) == sha256(self.BASE)
+
+    def test_every_row_of_every_split_counts_where_all_do(self):
+        train = self.BASE.train
+        splits = [{}, {"test": a_set(2)}, {"validation": a_set(2)}, {"test": a_set(3)}, {"validation": train}]
+        every = [*(TaskData(train=train, **one) for one in splits), TaskData(train=a_set(2))]
+        assert len({sha256_of_all(one) for one in every}) == len(every)
+        assert sha256_of_all(TaskData(train=train, test=a_set(2))) == sha256_of_all(every[1])
 
 
 class TestShuffles:

@@ -1,10 +1,12 @@
 """Runs one cell in the simulator, and says what a finished one looks like on disk.
 
 The document holds the curve and not the numbers made of it: what is measured can change without a cell being run anew.
+A file ends with a digest of all before it, so one that was changed by hand, or cut off, is not believed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -26,6 +28,9 @@ from hermes_iot.storage.atomic import write_atomic
 from hermes_iot.training.sampling import GATE_FRACTION
 
 SCHEMA: Final = "hermes-iot/bench-cell/1"
+#: The last key of the file; its digest is that of the bytes before this.
+_SEAL: Final = b',"sha256":"'
+_SEAL_BYTES: Final = len(_SEAL) + 64 + len(b'"}')
 _SAMPLES, _BATCH, _EPOCHS = 256, 16, 5
 _KEPT: Final = (
     "model_version",
@@ -122,7 +127,8 @@ def write(path: Path, document: Mapping[str, Any]) -> None:
     Raises:
         StorageError: it cannot be written.
     """
-    write_atomic(path, json.dumps(document, separators=(",", ":"), allow_nan=False).encode())
+    body = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    write_atomic(path, _sealed(body[: -len(b"}")]))
 
 
 def read(path: Path, key: str) -> dict[str, Any] | None:
@@ -137,12 +143,17 @@ def read(path: Path, key: str) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise StorageError(f"cannot read {path}", why=error.strerror or str(error)) from error
-    try:
-        document = json.loads(content)
-    except ValueError:
+    if content != _sealed(content[:-_SEAL_BYTES]):
         return None
-    usable = isinstance(document, dict) and document.get("schema") == SCHEMA and document.get("key") == key
+    document: dict[str, Any] = json.loads(content)  # ours, as it was written
+    del document["sha256"]
+    usable = document.get("schema") == SCHEMA and document.get("key") == key
     return document if usable and document.get("columns") == list(COLUMNS) else None
+
+
+def _sealed(body: bytes) -> bytes:
+    """A JSON object without its last bracket, as a whole one with its digest."""
+    return body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b'"}'
 
 
 def _equipment(cell: Cell, data_dir: Path | None) -> Equipment:

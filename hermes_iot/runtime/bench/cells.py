@@ -1,8 +1,8 @@
 """What one run of a benchmark is, and under which name its result is kept.
 
 A result is found again by a hash over everything that decides it: the settings with all constants written out, the
-boards and the link as numbers (not by the names of their files), the data, and the sources of the simulator, the
-machines and the algorithms. What only shows results (``cli``, ``reporting``) may change without a cell being run anew.
+boards and the link as numbers (not by the names of their files), the data, the sources of the simulator, the
+machines and the algorithms, and the versions of the libraries that compute. What only shows results (``cli``, ``reporting``) may change without a cell being run anew.
 """
 
 from __future__ import annotations
@@ -181,9 +181,16 @@ class Cell:
             "seed": self.seed,
         }
 
-    def key(self, *, data_sha256: str, source: str) -> str:
-        """The name of its result: a hash; equal keys, equal results."""
-        whole = {**self.document(), "data_sha256": data_sha256, "source": source, "software": hermes_iot.__version__}
+    def key(self, *, data_sha256: str, source: str, versions: Mapping[str, str]) -> str:
+        """The name of its result: a hash; equal keys, equal results.
+
+        Args:
+            data_sha256: of the task's rows, those it is measured on included.
+            source: of our own sources, see `source_sha256`.
+            versions: of the libraries that compute, by name: their kernels round differently, and training goes apart.
+        """
+        about = {"data_sha256": data_sha256, "source": source, "versions": dict(versions)}
+        whole = {**self.document(), **about, "software": hermes_iot.__version__}
         text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:_KEY_CHARS]
 

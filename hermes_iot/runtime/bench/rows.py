@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Mapping
 from typing import Any, Final, cast, get_args
 
 from hermes_iot.algorithms.strategies import STRATEGIES
-from hermes_iot.config import LEARNING_RATE_MAX
+from hermes_iot.config import LEARNING_RATE_MAX, toml_value
 from hermes_iot.domain import Codec
 from hermes_iot.errors import UsageError
 from hermes_iot.runtime import strategies
@@ -130,12 +129,12 @@ def _with_constants(word: str, strategy: str, text: str) -> Row:
         elif key == "learning-rate":
             learning_rate = _rate(value, word)
         else:
-            node[last] = _value(value)
+            node[last] = toml_value(value)
     return Row(label=word, strategy=strategy, constants=constants, learning_rate=learning_rate, **codecs)
 
 
 def _rate(value: str, word: str) -> float:
-    rate = _value(value)
+    rate = toml_value(value)
     if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 < rate <= LEARNING_RATE_MAX:
         raise UsageError(
             f"learning rate {value!r} in row {word!r} cannot be used", mend="Write e.g. bsp[learning-rate=0.15]"
@@ -147,11 +146,3 @@ def _codec(value: str, word: str) -> Codec:
     if value not in get_args(Codec):
         raise UsageError(f"codec {value!r} in row {word!r} is not known", mend=f"Use {' or '.join(get_args(Codec))}")
     return cast("Codec", value)
-
-
-def _value(text: str) -> Any:
-    """A word as TOML would read it; a bare word is a string."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text

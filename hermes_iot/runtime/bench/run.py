@@ -91,7 +91,8 @@ def run(
         out: its directory; finished cells are in ``cells``.
         data_dir: where the tasks' files are.
         jobs: processes.
-        observe: told ``plan``, then ``started``, ``finished`` and ``failed`` of cells.
+        observe: told ``spoilt`` of finished cells that are not as they were written, ``plan``, then ``started``,
+            ``finished`` and ``failed`` of cells.
         by: does the work.
 
     Raises:
@@ -105,15 +106,22 @@ def run(
     }
     source = source_sha256()
     cells = [cell for one in plan for cell in one.cells]
-    keys = {_name(cell): cell.key(data_sha256=data[cell.setting.workload.task], source=source) for cell in cells}
+    versions = _versions("torch", "numpy")
+    keys = {
+        _name(cell): cell.key(data_sha256=data[cell.setting.workload.task], source=source, versions=versions)
+        for cell in cells
+    }
     by_key: dict[str, Cell] = {}
     for cell in cells:
         by_key.setdefault(keys[_name(cell)], cell)  # rows may be the same under two names
     documents: dict[str, Mapping[str, Any]] = {}
-    for key in by_key:
-        document = cell_run.read(folder / f"{key}.json", key)
+    for key, cell in by_key.items():
+        path = folder / f"{key}.json"
+        document = cell_run.read(path, key)
         if document is not None:
             documents[key] = document
+        elif path.exists():
+            observe("spoilt", {**_who(cell), "path": str(path)})
     pieces = [
         Piece(cell=cell, key=key, path=folder / f"{key}.json", data_dir=data_dir)
         for key, cell in by_key.items()
@@ -125,7 +133,7 @@ def run(
     results = {
         "software": __version__,
         "source_sha256": source,
-        "versions": {"python": platform.python_version(), **_versions("torch", "numpy")},
+        "versions": {"python": platform.python_version(), **versions},
         "data_sha256": data,
         "stop_rule": {"fleet_rounds": FLEET_ROUNDS, "improvement": IMPROVEMENT},
         "comparisons": [one for one, _picture in compared],
@@ -134,17 +142,17 @@ def run(
 
 
 def data_sha256(task: str, data_dir: Path | None) -> str:
-    """Hex digest of a task's source and training rows; also tells early whether they are there.
+    """Hex digests of a task's source and of all its rows; also tells early whether they are there.
 
     Raises:
         UsageError: they are not.
     """
     if task == COST:
         return ""
-    from hermes_iot.training.data import sha256  # noqa: PLC0415 - numpy
+    from hermes_iot.training.data import sha256_of_all  # noqa: PLC0415 - numpy
 
     found = tasks.resolve(task, data_dir=data_dir)
-    return f"{found.source_sha256}-{sha256(found.load_data())}"
+    return f"{found.source_sha256}-{sha256_of_all(found.load_data())}"
 
 
 def command_of(cell: Cell) -> str:
@@ -183,11 +191,11 @@ def _do(
     observe("plan", {"cells": found + len(pieces), "found": found, "jobs": jobs})
 
     def started(piece: Piece) -> None:
-        observe("started", {"setting": piece.cell.setting.name, "label": piece.cell.row.label, "seed": piece.cell.seed})
+        observe("started", _who(piece.cell))
 
     for piece, result in by([by_key[key] for key in left], work, jobs=jobs, started=started):
         cell = left.pop(piece.key)
-        fields = {"setting": cell.setting.name, "label": cell.row.label, "seed": cell.seed}
+        fields = _who(cell)
         if isinstance(result, Failure):
             failures[piece.key] = str(result)
             observe("failed", {**fields, "why": str(result), "command": command_of(cell)})
@@ -311,6 +319,10 @@ def _setup(one: Comparison, train_rows: int) -> dict[str, Any]:
             for row in one.rows
         ],
     }
+
+
+def _who(cell: Cell) -> dict[str, Any]:
+    return {"setting": cell.setting.name, "label": cell.row.label, "seed": cell.seed}
 
 
 def _name(cell: Cell) -> tuple[str, str, int]:

@@ -19,10 +19,10 @@ from hermes_iot.runtime.simulation.clock import Timer
 from hermes_iot.runtime.simulation.world import World
 from hermes_iot.transport.base import Connected, Delivery, TransportEvent, Will
 
-CLIENT_ID: Final = "coordinator"
-
-#: One event of the machine, for whoever wants to replay a run.
-OnEvent = Callable[[float, object], None]
+#: What the broker knows it by: no device may be called so, for the broker puts out whoever had an id before.
+CLIENT_ID: Final = "$coordinator"
+#: What it calls its session: there is only one.
+SESSION: Final = "coordinator"
 
 
 class SimulatedCoordinator:
@@ -46,7 +46,7 @@ class SimulatedCoordinator:
         self._observe = observe
         self._held: list[Send] = []
         self._timer = Timer(world.clock, self._expire)
-        death = CoordinatorStatus(state="offline", session=CLIENT_ID, run=machine.manifest.run)
+        death = CoordinatorStatus(state="offline", session=SESSION, run=machine.manifest.run)
         will = Will(topic=world.topics.all("coordinator"), payload=codec.encode_json(death))
         self._transport = world.network.beside(CLIENT_ID, will)
         self._link = CoordinatorLink(machine, world.topics, self._transport)
@@ -61,10 +61,6 @@ class SimulatedCoordinator:
         if self.running and not self.machine.finished:
             self._perform(self.machine.finish(reason, now=self._world.clock.now))
             self._rest()
-
-    def close(self) -> None:
-        """Disconnect."""
-        self._transport.close()
 
     # --- events ---------------------------------------------------------------------------------------------------
 

@@ -42,11 +42,6 @@ class VirtualClock:
         """Seconds since the beginning."""
         return self.now
 
-    @property
-    def next_at(self) -> float | None:
-        """When the next call is due; None when there is none."""
-        return self._moments[0] if self._moments else None
-
     def at(self, time_s: float, call: Callable[[], None]) -> None:
         """Make this call at that time; at once, but behind what is due already, where it has passed."""
         moment = max(time_s, self.now)

@@ -23,12 +23,17 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from hermes_iot.protocol.topics import NAME
 from hermes_iot.runtime.device import WILL_DELAY_S
 from hermes_iot.runtime.simulation.profiles import FleetProfile, Group, LinkOverrides, Stay
 
+#: What can be a measurement, in seconds per mini-batch: no board that learns is faster, and none is heard of that is slower.
+_BATCH_S_MIN: Final = 1e-6
+_BATCH_S_MAX: Final = 1e6
+#: At sigma 2 one iteration in six takes seven times as long as usual: more than that is no noise, and its mean overflows.
+_SIGMA_MAX: Final = 2.0
 #: Measurements below which their spread is not taken for a board's noise.
 SAMPLES_MIN: Final = 5
 #: Of a normal distribution, deviation over median distance from the median.
@@ -97,7 +102,7 @@ class _Board:
             case "merge":
                 self.merges += _per_batch(record)
             case "state":
-                self.states += [record["batch_s"]] if _above_zero(record.get("batch_s")) else []
+                self.states += _measured(record.get("batch_s"))
 
     @property
     def prepare_s(self) -> float:
@@ -186,21 +191,25 @@ def _read(records: Iterable[Mapping[str, Any]]) -> dict[str, _Board]:
 def _lognormal(times: list[float]) -> Pace:
     logs = [math.log(time_s) for time_s in times]
     middle = median(logs)
-    sigma = _DEVIATIONS * median(abs(one - middle) for one in logs)
+    sigma = min(_SIGMA_MAX, _DEVIATIONS * median(abs(one - middle) for one in logs))
     return Pace(batch_s=math.exp(middle + sigma * sigma / 2), jitter=sigma, samples=len(times))
 
 
 def _per_batch(record: Mapping[str, Any]) -> list[float]:
     seconds, mini_batches = record.get("seconds"), record.get("mini_batches")
-    if _above_zero(seconds) and _above_zero(mini_batches):
-        return [float(seconds or 0.0) / float(mini_batches or 1)]
+    if _is_number(seconds) and _is_number(mini_batches) and mini_batches >= 1:
+        return _measured(seconds / mini_batches)
     return []
 
 
+def _measured(batch_s: object) -> list[float]:
+    """It, where it can be one."""
+    return [float(batch_s)] if _is_number(batch_s) and _BATCH_S_MIN <= batch_s <= _BATCH_S_MAX else []
+
+
 def _pace_told(told: Told | None) -> Pace | None:
-    if told is None or told.batch_s is None or not _above_zero(told.batch_s):
-        return None
-    return Pace(batch_s=told.batch_s, jitter=0.0, samples=1)
+    times = _measured(told.batch_s) if told is not None else []
+    return Pace(batch_s=times[0], jitter=0.0, samples=1) if times else None
 
 
 def _link(board: _Board, pace: Pace, told: Told | None, wall_s: float) -> LinkOverrides | None:
@@ -212,5 +221,5 @@ def _link(board: _Board, pace: Pace, told: Told | None, wall_s: float) -> LinkOv
     return LinkOverrides(**known) if known else None
 
 
-def _above_zero(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

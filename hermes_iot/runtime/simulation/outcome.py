@@ -65,7 +65,7 @@ class SimLimits:
         for name in ("virtual_s", "grid_s"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{name} is {value}", why="it must be above 0")
+                raise UsageError(f"{name} is {value}", why="it must be a finite number above 0")
 
     @property
     def interval_s(self) -> float:

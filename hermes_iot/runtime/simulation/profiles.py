@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from hermes_iot.config import check_keys, read_toml
 from hermes_iot.errors import ProtocolError, UsageError
+from hermes_iot.protocol.limits import INTEGER_MAX
 from hermes_iot.protocol.schema import from_mapping
 from hermes_iot.protocol.topics import check_name
 
@@ -29,6 +30,12 @@ _PLACES: Final = (
     Path(__file__).resolve().parents[2] / "profiles",
 )
 DEVICES_MAX: Final = 100_000
+#: What a board can say of itself, see `protocol.schema`: its coordinator would drop a status that says more.
+SLOWNESS_MAX: Final = 1e6
+ROWS_MAX: Final = INTEGER_MAX
+#: Least mean of the times with and without power. No board boots, connects and trains within a second, and each time
+#: costs the simulator a life: 1,800 of them in a board's hour at this mean, and no end at a millionth of it.
+POWER_MEAN_S_MIN: Final = 1.0
 #: Forward passes that cost as much as training on one row: forward, and backward at twice that.
 FORWARD_SHARE: Final = 1 / 3
 
@@ -81,7 +88,12 @@ class Availability:
     down_s: float
 
     def __post_init__(self) -> None:
-        _check_above_zero("availability", up_s=self.up_s, down_s=self.down_s)
+        for name, mean_s in (("up_s", self.up_s), ("down_s", self.down_s)):
+            if not POWER_MEAN_S_MIN <= mean_s < math.inf:
+                raise UsageError(
+                    f"availability: {name} is {mean_s:g}",
+                    why=f"it is a number of seconds from {POWER_MEAN_S_MIN:g}: no board boots and trains in less",
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,16 +167,27 @@ class Group:
         if not 1 <= self.count <= DEVICES_MAX:
             raise UsageError(f"{where}: count is {self.count}", why=f"it is a whole number from 1 to {DEVICES_MAX}")
         _check_above_zero(where, slowness=self.slowness)
+        if self.slowness > SLOWNESS_MAX:
+            raise UsageError(f"{where}: slowness is {self.slowness:g}", why=f"it is at most {SLOWNESS_MAX:g}")
+        if not 0 <= self.memory_rows_max <= ROWS_MAX:
+            raise UsageError(
+                f"{where}: memory_rows_max is {self.memory_rows_max}",
+                why=f"it is a whole number from 0 (not limited) to {ROWS_MAX}",
+            )
         _check_not_negative(
             where,
             spread=self.spread,
             jitter=self.jitter or 0.0,
-            memory_rows_max=self.memory_rows_max,
             join_at_s=self.join_at_s,
             prepare_s=self.prepare_s,
-            leave_at_s=self.leave_at_s or 0.0,
-            crash_at_s=self.crash_at_s or 0.0,
         )
+        for name, at_s in (("leave_at_s", self.leave_at_s), ("crash_at_s", self.crash_at_s)):
+            if at_s is not None and not self.join_at_s < at_s < math.inf:
+                raise UsageError(
+                    f"{where}: {name} is {at_s:g}",
+                    why=f"it is a finite time later than join_at_s, {self.join_at_s:g}",
+                    mend=f"Leave {name} out for a board that stays",
+                )
 
     @property
     def devices(self) -> Iterator[str]:
@@ -198,12 +221,11 @@ class FleetProfile:
     def __post_init__(self) -> None:
         _check_above_zero("fleet", batch_s=self.batch_s)
         _check_not_negative("fleet", jitter=self.jitter, forward_share=self.forward_share)
-        names = [group.name for group in self.groups]
-        if not names:
+        if not self.groups:
             raise UsageError("the fleet has no groups", mend="Give at least one [[groups]]")
-        for name in names:
-            if names.count(name) > 1:
-                raise UsageError(f"group {name!r} is there twice", mend="Give each group a name of its own")
+        _check_once("group", (group.name for group in self.groups), mend="Give each group a name of its own")
+        boards = (name for group in self.groups for name in group.devices)
+        _check_once("board", boards, mend="Give each board a name of its own")
 
     @property
     def devices(self) -> int:
@@ -281,13 +303,21 @@ def _check_known(values: Mapping[str, Any], kind: type, tables: Mapping[str, typ
                 _check_known(table, nested, _GROUP_TABLES if nested is Group else {}, where=inside)
 
 
+def _check_once(what: str, names: Iterable[str], *, mend: str) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise UsageError(f"{what} {name!r} is there twice", mend=mend)
+        seen.add(name)
+
+
 def _check_above_zero(where: str, **values: float) -> None:
     for name, value in values.items():
         if not (math.isfinite(value) and value > 0):
-            raise UsageError(f"{where}: {name} is {value:g}", why="it must be above 0")
+            raise UsageError(f"{where}: {name} is {value:g}", why="it must be a finite number above 0")
 
 
 def _check_not_negative(where: str, **values: float) -> None:
     for name, value in values.items():
         if not (math.isfinite(value) and value >= 0):
-            raise UsageError(f"{where}: {name} is {value:g}", why="it must not be negative")
+            raise UsageError(f"{where}: {name} is {value:g}", why="it must be a finite number and not negative")

@@ -8,7 +8,6 @@ order of joining.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, Final
 from hermes_iot.config import RunConfig
 from hermes_iot.core.stopping import StopRules
 from hermes_iot.errors import ProtocolError, UsageError
-from hermes_iot.protocol.schema import from_mapping
+from hermes_iot.protocol.schema import Count, Seconds, from_json, from_mapping
 from hermes_iot.runtime import strategies
 from hermes_iot.runtime.simulation.measured import Told, fleet_of_records
 from hermes_iot.runtime.simulation.profiles import FleetProfile
@@ -26,20 +25,34 @@ from hermes_iot.storage.registry import Registry
 #: A run that its rules ended is given so many times its own time to come to the same end.
 _PATIENCE: Final = 10.0
 _FILES: Final = ("registry.json", "summary.json", "metrics.jsonl")
-#: What a summary must tell to be compared with.
-_COMPARED: Final = (
-    "run",
-    "strategy",
-    "iterations",
-    "updates_published",
-    "updates_applied",
-    "bytes_up",
-    "bytes_down",
-    "accuracy",
-    "loss",
-    "wall_s",
-    "reason",
-)
+_ANEW: Final = "Record the run anew with this version"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What summary.json must tell of one device; versions that told less of its speed are read, too."""
+
+    device: str
+    batch_s: Seconds | None = None
+    mini_batches: Count = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What summary.json must tell so that a simulation can be compared with it; None = none, or not a finite one."""
+
+    run: str
+    strategy: str
+    iterations: Count
+    updates_published: Count
+    updates_applied: Count
+    bytes_up: Count
+    bytes_down: Count
+    accuracy: float | None
+    loss: float | None
+    wall_s: Seconds
+    reason: str
+    devices: tuple[Row, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,21 +115,21 @@ def recording_of(directory: Path, records: Iterable[Mapping[str, Any]], *, links
     kept = list(records)
     fleet, left_out = fleet_of_records(
         kept,
-        told={row["device"]: _told(row) for row in summary["devices"]},
-        wall_s=float(summary["wall_s"]),
+        told={row.device: Told(batch_s=row.batch_s, mini_batches=row.mini_batches) for row in summary.devices},
+        wall_s=summary.wall_s,
         links=links and not strategy.regime.waits,
-        name=str(summary["run"]),
+        name=summary.run,
         task=config.task,
     )
     if fleet is None:
         raise UsageError(
             f"{directory / 'metrics.jsonl'} tells of no board's speed",
             why="no record has seconds and mini_batches, or batch_s; older versions did not write them",
-            mend="Record the run anew with this version",
+            mend=_ANEW,
         )
     return Recording(
         config=config,
-        summary={name: summary[name] for name in _COMPARED},
+        summary={one.name: getattr(summary, one.name) for one in fields(Summary) if one.name != "devices"},
         fleet=fleet,
         left_out=left_out,
         iterations=[record for record in kept if record["event"] == "iteration" and _is_whole(record)],
@@ -136,14 +149,6 @@ def check_files(directory: Path) -> None:
                 why="a run is read from its registry.json, summary.json (written at its end) and metrics.jsonl",
                 mend="Give the directory of a finished run",
             )
-
-
-def _told(row: Mapping[str, Any]) -> Told:
-    batch_s, mini_batches = row.get("batch_s"), row.get("mini_batches")
-    return Told(
-        batch_s=float(batch_s) if isinstance(batch_s, int | float) else None,
-        mini_batches=mini_batches if isinstance(mini_batches, int) else 0,
-    )
 
 
 def _is_whole(record: Mapping[str, Any]) -> bool:
@@ -172,14 +177,16 @@ def _config(path: Path) -> RunConfig:
         ) from error
 
 
-def _summary(path: Path) -> Mapping[str, Any]:
+def _summary(path: Path) -> Summary:
     try:
-        summary = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        content = path.read_bytes()
+        known = from_json(content, dict[str, Any])
+    except (OSError, ProtocolError) as error:
         raise UsageError(f"{path} cannot be read", why=str(error)) from error
-    known = summary if isinstance(summary, dict) else {}
-    missing = [name for name in (*_COMPARED, "devices") if name not in known]
+    missing = [one.name for one in fields(Summary) if one.name not in known]
     if missing:
-        raise UsageError(f"{path} lacks {', '.join(missing)}", mend="Record the run anew with this version")
-    rows = known["devices"] if isinstance(known["devices"], list) else []
-    return {**known, "devices": [row for row in rows if isinstance(row, dict) and isinstance(row.get("device"), str)]}
+        raise UsageError(f"{path} lacks {', '.join(missing)}", mend=_ANEW)
+    try:
+        return from_json(content, Summary)
+    except ProtocolError as error:
+        raise UsageError(f"{path} cannot be used", why=str(error), mend=_ANEW) from error

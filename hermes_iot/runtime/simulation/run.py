@@ -20,7 +20,7 @@ from hermes_iot.protocol.topics import Topics
 from hermes_iot.runtime import strategies
 from hermes_iot.runtime.manifest import first_size, manifest_of
 from hermes_iot.runtime.simulation.board import SimulatedBoard
-from hermes_iot.runtime.simulation.bridge import CLIENT_ID, SimulatedCoordinator
+from hermes_iot.runtime.simulation.bridge import SESSION, SimulatedCoordinator
 from hermes_iot.runtime.simulation.clock import VirtualClock
 from hermes_iot.runtime.simulation.gates import gates_of
 from hermes_iot.runtime.simulation.ledger import Ledger
@@ -121,7 +121,7 @@ class _Simulation:
         config, bench = self._config, self._bench
         return Coordinator(
             manifest=manifest_of(f"simulated-{config.seed}", config, bench, info, strategy.regime),
-            status=CoordinatorStatus(state="online", session=CLIENT_ID, host="simulated", software=__version__),
+            status=CoordinatorStatus(state="online", session=SESSION, host="simulated", software=__version__),
             strategy=strategy,
             initial=bench.trainer.initial(config.seed),
             score=lambda params: bench.trainer.score(params, config.score_on),

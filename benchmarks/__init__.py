@@ -1,0 +1,1 @@
+"""Measurements, one command each: ``python -m benchmarks.<name>``; ``make bench`` runs all. Nothing in here is a test."""
