@@ -63,7 +63,7 @@ def bench(
         typer.Option(
             "--strategies",
             metavar="ROWS",
-            help='With commas: bsp, hermes-plus, "hermes-plus lean", "hermes[gate.alpha=-1]".',
+            help='With commas: bsp, hermes-plus, "hermes-plus lean", "hermes-plus[gate.z=2]".',
         ),
     ] = None,
     only: Annotated[

@@ -3,12 +3,16 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 
 from hermes_iot.cli import main
+from hermes_iot.cli.app import command
+from hermes_iot.cli.run_options import chosen_constants
 from hermes_iot.config import RunConfig
 from hermes_iot.core.stopping import StopRules
+from hermes_iot.runtime.strategies import resolve
 from tests.support.recorded import record
 
 RULES = StopRules(max_wall_s=60)
@@ -137,3 +141,16 @@ def test_what_cannot_be_used_is_said_in_one_line(capsys, words, said):
     assert (code, out) == (2, "")
     assert said in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_constants_shown_to_people_belong_to_the_strategy_that_runs_by_default():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    lines = [line for line in readme.splitlines() if "simulate --from" in line]
+    lines += [
+        str(option.help) for one in command().commands.values() for option in one.params if "--set" in option.opts
+    ]
+    words = [word for line in lines for word in re.findall(r"--set ([\w.]+=[-\w.]*\w)", line)]
+    assert len(words) == 4  # README, coordinator, demo, simulate
+    default = RunConfig(task="cost").strategy
+    for word in words:
+        resolve(default).build(chosen_constants(default, [word], {}))
