@@ -123,7 +123,8 @@ def simulate(
         make_directory(out)
     equipment = equipment_of(settings, devices=boards.devices, data_dir=data_dir, dirichlet=dirichlet)
     begun = time.monotonic()
-    with Progress(Console(stderr=True), virtual_s=virtual_s, plain=plain, clock=time.monotonic) as progress:
+    modelled = task == _COST
+    with Progress(Console(stderr=True), virtual_s=virtual_s, plain=plain, modelled=modelled) as progress:
         outcome = run(
             settings,
             fleet=boards,

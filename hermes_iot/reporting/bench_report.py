@@ -196,7 +196,8 @@ def cells_of(row: Mapping[str, Any]) -> tuple[str, ...]:
 def _setup(setup: Mapping[str, Any]) -> Iterator[str]:
     fleet, link = setup["fleet"], setup["link"]
     groups = ", ".join(f"{group['count']} x {group['slowness']:g}" for group in fleet["groups"])
-    yield f"- task `{setup['task']}`, {setup['train_rows']:,} training rows, data {setup['data']}"
+    modelled = ": nothing was trained, losses and accuracies are modelled" if setup["modelled"] else ""
+    yield f"- task `{setup['task']}`, {setup['train_rows']:,} training rows, data {setup['data']}{modelled}"
     yield (
         f"- fleet `{fleet['name']}`: {fleet['boards']} boards, boards x slowness {groups}; a mini-batch takes"
         f" {format_seconds(fleet['batch_s'])} at slowness 1, noise {fleet['jitter']:g}"

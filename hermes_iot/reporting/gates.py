@@ -15,6 +15,7 @@ OPEN_LOOP: Final = (
 _LOSSES: Final[Mapping[str, str]] = {
     "training": "z-score is the paper's gate; here it read losses of training, not of held-out rows",
     "held-out": "z-score is the paper's gate",
+    "modelled": "z-score is the paper's gate; losses and statistics are those of a model of training",
 }
 
 

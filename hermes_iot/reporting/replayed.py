@@ -8,7 +8,7 @@ from typing import Any, Final
 from rich.console import Console, Group, RenderableType
 
 from hermes_iot.reporting.parts import columns, heading, indented, note
-from hermes_iot.reporting.simulated import gates_part
+from hermes_iot.reporting.simulated import gates_part, is_modelled
 from hermes_iot.reporting.summary import DEVICES_MAX, WIDTH_MAX
 from hermes_iot.reporting.terminal import Printable, clean, shorten
 from hermes_iot.reporting.units import NOTHING, format_bytes, format_loss, format_seconds, format_share
@@ -39,10 +39,11 @@ def compare(document: Mapping[str, Any], console: Console) -> None:
     for word, name, shown in _ROWS:
         table.add_row(word, shown(before[name]), shown(document[name]), _change(before[name], document[name]))
     table.add_row("ended by", clean(before["reason"], 40), clean(document["reason"], 40), "")
+    scored = "modelled: nothing was trained" if is_modelled(document) else "on the test rows"
     parts: list[RenderableType] = [
         heading(f"Recorded run {clean(before['run'])} beside it"),
         indented(table),
-        note("bytes are those the devices counted, control included; accuracy and loss are on the test rows"),
+        note(f"bytes are those the devices counted, control included; accuracy and loss are {scored}"),
     ]
     if document["left_out"]:
         names = ", ".join(clean(name) for name in document["left_out"][:DEVICES_MAX])

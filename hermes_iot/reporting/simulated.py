@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -38,13 +39,23 @@ class Progress(BarOrLines):
         console: where; stderr, as stdout is for what came of it.
         virtual_s: where it ends at the latest.
         plain: lines even on a terminal.
+        modelled: nothing is trained, losses and accuracies are a cost model's.
         clock: real seconds.
     """
 
-    def __init__(self, console: Console, *, virtual_s: float, plain: bool, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        console: Console,
+        *,
+        virtual_s: float,
+        plain: bool,
+        modelled: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         bar = (BarColumn(), TextColumn("{task.description}"))
         super().__init__(console, *bar, plain=plain, total=virtual_s, auto_refresh=False)
         self._virtual_s = virtual_s
+        self._kind = "modelled " if modelled else ""
         self._clock = clock
         self._said_at = clock()
         self._model = "nothing merged yet"
@@ -54,7 +65,7 @@ class Progress(BarOrLines):
         if event == "point":
             accuracy = fields["accuracy"]
             found = f"loss {format_loss(fields['loss'])}" if accuracy is None else format_share(accuracy)
-            self._model = f"model {fields['version']}, {found}"
+            self._model = f"model {fields['version']}, {self._kind}{found}"
         elif event == "time":
             self._show(fields["t_s"])
 
@@ -87,6 +98,11 @@ def render(document: Mapping[str, Any], console: Console, *, written: Path | Non
     console.print(Printable(Group(*parts)), width=min(console.width, WIDTH_MAX))
 
 
+def is_modelled(document: Mapping[str, Any]) -> bool:
+    """Whether losses and accuracies are those of the cost model, which trains nothing."""
+    return bool(document["scored_on"] == "modelled")
+
+
 def gates_part(found: Mapping[str, Any], title: str) -> list[RenderableType]:
     """The table of `gates`, with what must be said beside it."""
     table = columns("gate", "pushes", "of iterations", "pushed by the run, too")
@@ -97,11 +113,16 @@ def gates_part(found: Mapping[str, Any], title: str) -> list[RenderableType]:
 
 
 def _outcome(document: Mapping[str, Any]) -> Table:
-    table, loss = columns("", ""), f"loss {format_loss(document['loss'])}"
-    if document["accuracy"] is None:
-        table.add_row("final loss", f"{format_loss(document['loss'])} on the test rows")
+    table, loss = columns("", ""), format_loss(document["loss"])
+    if is_modelled(document):
+        found = loss if document["accuracy"] is None else f"{format_share(document['accuracy'])}, loss {loss}"
+        table.add_row(
+            "modelled", f"{'loss' if document['accuracy'] is None else 'accuracy'} {found}: nothing was trained"
+        )
+    elif document["accuracy"] is None:
+        table.add_row("final loss", f"{loss} on the test rows")
     else:
-        table.add_row("final accuracy", f"{format_share(document['accuracy'])} on the test rows, {loss}")
+        table.add_row("final accuracy", f"{format_share(document['accuracy'])} on the test rows, loss {loss}")
     table.add_row("virtual time", f"{format_seconds(document['wall_s'])}, ended by: {clean(document['reason'])}")
     table.add_row("real time", f"{format_seconds(document['real_s'])}, {document['events']:,} events")
     fates = ("applied", "duplicate", "stale", "rejected")

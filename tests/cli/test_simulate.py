@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import textwrap
 
 import pytest
@@ -42,7 +43,9 @@ def test_a_person_is_told_what_came_of_it(capsys):
     code, out, err = simulated(capsys, "--virtual", "60s")
     assert code == 0, err
     assert "Simulated 4 of 4 boards" in out
-    assert "final accuracy" in out
+    assert re.search(r"modelled +accuracy [\d.]+ %, loss [\d.]+: nothing was trained", out)
+    assert "test rows" not in out
+    assert "losses of training" not in out
     assert "ended by: 60 virtual seconds" in out
     assert "slow-1" in out
     assert "control" in out
@@ -57,6 +60,7 @@ def test_a_program_gets_one_document_with_the_curve(capsys):
     assert (document["fleet"], document["link"], document["task"]) == ("four", "slow1", "cost")
     assert document["curve"][-1]["version"] == document["model_version"] > 0
     assert "timeline" not in document
+    assert document["scored_on"] == document["gates"]["loss"] == "modelled"
 
 
 def test_the_same_words_give_the_same_run(capsys):

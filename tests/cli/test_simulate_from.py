@@ -85,6 +85,7 @@ def test_a_person_sees_both_runs_in_one_table(capsys):
     assert len(row.split()) == 5
     assert "This gate on the recorded losses" in out
     assert "slow-1" in out
+    assert "accuracy and loss are modelled: nothing was trained" in " ".join(out.split())
 
 
 def test_what_each_gate_would_have_pushed_is_told_of_both_runs(capsys):

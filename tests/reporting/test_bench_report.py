@@ -15,6 +15,7 @@ from hermes_iot.reporting.bench_words import megabytes, speedup, times
 SETUP = {
     "workload": "mnist-mlp",
     "task": "mnist",
+    "modelled": False,
     "train_rows": 54000,
     "data": "indexed",
     "dirichlet": None,
@@ -153,6 +154,13 @@ def test_a_report_says_what_was_run():
     assert "![a-time.png](a-time.png)" in text
     assert "python 3.11.2, torch 2.4" in text
     assert "hermes-iot 9.9 (sources abababababab)" in text
+
+
+def test_what_a_cost_model_made_up_is_called_modelled():
+    document = results()
+    assert "modelled" not in report(document, pictures={}, command="")
+    document["comparisons"][0]["setup"] = {**SETUP, "task": "cost", "modelled": True}
+    assert "nothing was trained, losses and accuracies are modelled" in report(document, pictures={}, command="")
 
 
 def test_the_papers_rule_is_never_shown_without_what_is_wrong_with_it():

@@ -273,6 +273,7 @@ def _setup(one: Comparison, train_rows: int) -> dict[str, Any]:
     return {
         "workload": workload.name,
         "task": workload.task,
+        "modelled": workload.task == COST,
         "train_rows": train_rows,
         "data": f"dirichlet {setting.dirichlet:g}, kept" if setting.dirichlet is not None else workload.data_mode,
         "dirichlet": setting.dirichlet,

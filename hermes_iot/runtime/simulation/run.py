@@ -19,6 +19,7 @@ from hermes_iot.protocol.messages import CoordinatorStatus, StrategyInfo
 from hermes_iot.protocol.topics import Topics
 from hermes_iot.runtime import strategies
 from hermes_iot.runtime.manifest import first_size, manifest_of
+from hermes_iot.runtime.simulation.benches import COST
 from hermes_iot.runtime.simulation.board import SimulatedBoard
 from hermes_iot.runtime.simulation.bridge import CLIENT_ID, SimulatedCoordinator
 from hermes_iot.runtime.simulation.clock import VirtualClock
@@ -264,7 +265,8 @@ class _Simulation:
                 "strategy": manifest.strategy.name,
                 "seed": manifest.seed,
                 "reason": manifest.reason,
-                "scored_on": self._config.score_on,
+                # The cost model has no rows that its losses could be measured on.
+                "scored_on": "modelled" if self._config.task == COST else self._config.score_on,
                 **summary,
                 "devices": devices,
                 "boards": len(self._boards),
