@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from hermes_iot.reporting.bench_overview import overview
 from hermes_iot.reporting.bench_words import markdown, megabytes, percent, speedup, times
-from hermes_iot.reporting.gates import OPEN_LOOP, shares_of
+from hermes_iot.reporting.gates import FORCED, OPEN_LOOP, loss_of, shares_of
 from hermes_iot.reporting.units import NOTHING, format_factor, format_seconds, format_share
 
 REFERENCE: Final = "bsp"
@@ -273,7 +273,7 @@ def _gates(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield ""
     yield (
         "Part of a row's own iterations, all seeds together, until its cells ended; what a gate decides by is not"
-        f" recorded where it was not measured. It is {OPEN_LOOP}. z-score is the paper's gate, on the losses of training."
+        f" recorded where it was not measured. It is {OPEN_LOOP}. In brackets, {FORCED}. {loss_of(next(iter(by_label.values()))[0])}."
     )
     yield ""
     shares = {label: shares_of(several) for label, several in by_label.items()}

@@ -63,8 +63,8 @@ def _change(before: float | None, after: float | None) -> str:
 
 def _regate(found: Mapping[str, Any]) -> list[RenderableType]:
     """The gate alone, fed with the recorded losses."""
-    table = columns("device", "recorded iterations", "published", "this gate", "both")
-    names = ("recorded", "published", "would_publish", "both")
+    table = columns("device", "recorded iterations", "published", "this gate", "forced", "both")
+    names = ("recorded", "published", "would_publish", "forced", "both")
     for one in found["devices"][:DEVICES_MAX]:
         table.add_row(shorten(clean(one["device"]), _NAME_MAX), *(f"{one[name]:,}" for name in names))
     table.add_row("all", *(f"{found[name]:,}" for name in names), style="bold")

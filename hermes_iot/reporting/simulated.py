@@ -105,7 +105,7 @@ def is_modelled(document: Mapping[str, Any]) -> bool:
 
 def gates_part(found: Mapping[str, Any], title: str) -> list[RenderableType]:
     """The table of `gates`, with what must be said beside it."""
-    table = columns("gate", "pushes", "of iterations", "pushed by the run, too")
+    table = columns("gate", "pushes", "of iterations", "forced", "pushed by the run, too")
     for line in lines_of(found):
         table.add_row(*line)
     about = f"of {found['iterations']:,} iterations the run pushed {found['published']:,}"

@@ -18,6 +18,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from hermes_iot.reporting.gates import forced_of
 from hermes_iot.reporting.metrics import finite
 from hermes_iot.reporting.parts import heading, indented, note
 from hermes_iot.reporting.plots import Plotted
@@ -75,6 +76,7 @@ def render(summary: Mapping[str, Any], console: Console, *, plot: Plotted | None
         _left_out(devices),
         _emulated(devices),
         _received(summary),
+        _forced(summary),
         _excused(devices),
         heading("Allocation and iteration time, first to last"),
         _allocations(devices[:DEVICES_MAX]),
@@ -152,6 +154,12 @@ def _received(summary: Mapping[str, Any]) -> RenderableType:
     reasons = ", ".join(f"{clean(reason, 40)} {count:,}" for reason, count in sorted(summary["reasons"].items()))
     words = f"updates received: {summary['updates_received']:,} = {fates}"
     return indented(Text(f"{words} (reasons: {reasons})" if reasons else words))
+
+
+def _forced(summary: Mapping[str, Any]) -> RenderableType:
+    """Whether the gate decided or the age; a summary made elsewhere may not know."""
+    words = forced_of(summary.get("gate_words", {}))
+    return indented(Text(words)) if words else ""
 
 
 def _excused(devices: Sequence[Mapping[str, Any]]) -> RenderableType:

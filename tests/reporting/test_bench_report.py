@@ -169,15 +169,18 @@ def test_the_papers_rule_is_never_shown_without_what_is_wrong_with_it():
     assert "Not comparable" in text[heading:].splitlines()[2]
 
 
-def gates(pushes, *, strict=None):
+def gates(pushes, *, strict=None, forced=0, loss="training"):
     counts = {"paired": pushes, "strict": strict, "none": 40}
-    would = {kind: {"pushes": count, "both": 0} if count is not None else None for kind, count in counts.items()}
+    would = {
+        kind: {"pushes": count, "forced": forced if kind == "paired" else 0, "both": 0} if count is not None else None
+        for kind, count in counts.items()
+    }
     return {
         "gate": "paired",
         "iterations": 40,
         "passed_over": 0,
         "published": 10,
-        "loss": "training",
+        "loss": loss,
         "would_push": would,
     }
 
@@ -185,17 +188,20 @@ def gates(pushes, *, strict=None):
 def test_what_each_gate_would_have_sent_is_a_part_of_a_rows_own_iterations():
     document = results()
     document["comparisons"][0]["cells"][2]["gates"] = gates(10)
-    document["comparisons"][0]["cells"][3]["gates"] = gates(20, strict=5)
+    document["comparisons"][0]["cells"][3]["gates"] = gates(20, strict=5, forced=8)
     lines = report(document, pictures={}, command="").splitlines()
     at = lines.index("### What each gate would have sent")
     assert "open-loop" in lines[at + 2]
-    # 30 of 80; one of the two seeds did not record what strict decides by.
+    assert "losses of training" in lines[at + 2]
+    # 30 of 80, 8 of them forced; one of the two seeds did not record what strict decides by.
     assert lines[at + 4 : at + 7] == [
         "| strategy | iterations | pushed | paired | strict | none |",
         "|---|---:|---:|---:|---:|---:|",
-        "| asp | 80 | 25.0 % | 37.5 % | not recorded | 100.0 % |",
+        "| asp | 80 | 25.0 % | 37.5 % (10.0 forced) | not recorded | 100.0 % |",
     ]
     assert "each gate" not in report(results(), pictures={}, command="")
+    document["comparisons"][0]["cells"][2]["gates"] = gates(10, loss="modelled")
+    assert "losses of training" not in report(document, pictures={}, command="")
 
 
 def test_a_failed_cell_stands_at_the_top_with_its_command():

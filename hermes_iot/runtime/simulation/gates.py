@@ -60,7 +60,8 @@ class Gates:
     def document(self) -> dict[str, Any]:
         """JSON-able: `gate` that ran, `iterations` counted and those `passed_over`, how many the run `published`.
 
-        ``would_push`` has for every kind how many `pushes` it would have made and how many of `both`; None = what it
+        ``would_push`` has for every kind how many `pushes` it would have made, how many of them `forced`
+        by its age and how many made by `both`; None = what it
         decides by was not recorded. ``loss`` tells what the z-score read, see `Loss`.
         """
         lives = [*self._lives.values()]
