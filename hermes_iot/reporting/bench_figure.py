@@ -34,16 +34,19 @@ _DOING: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 _DPI: Final = 120
 _LABEL_MAX: Final = 40
-#: The lower edge of the picture lies so many times as far below 100 % as the lowest target.
+#: The lower edge of the picture lies so many times as far below 100 % as the lowest target, or as the best where no row
+#: came near that.
 _DEPTH: Final = 6.0
 
 
 def accuracy(lines: Sequence[Line], *, targets: Sequence[float], across: str) -> dict[str, bytes]:
-    """Accuracy over ``time`` or ``bytes`` as PNG and SVG."""
+    """Accuracy over ``time`` or ``bytes`` as PNG and SVG; of one line at least."""
     with _style():
         figure = _figure(10.0, 5.4)
         axes = figure.add_subplot(title=f"Test accuracy over {'virtual time' if across == 'time' else 'payload bytes'}")
-        bottom = max(0.0, 1 - _DEPTH * (1 - targets[0]))
+        best = max(value for line in lines for value in line.most)
+        bottom = max(0.0, 1 - _DEPTH * (1 - min(targets[0], best)))
+        top = best + max(0.05 * (best - bottom), 0.002)
         for number, line in enumerate(lines):
             colour, dashes = _COLOURS[number % len(_COLOURS)], _DASHES[number // len(_COLOURS) % len(_DASHES)]
             axes.plot(
@@ -56,8 +59,10 @@ def accuracy(lines: Sequence[Line], *, targets: Sequence[float], across: str) ->
                 zorder=3 - number / (1 + len(lines)),  # variants of a row, which come after it, do not hide it
             )
             axes.fill_between(line.x, line.least, line.most, color=colour, alpha=0.12, linewidth=0)
-        _scales(axes, lines, bottom=bottom, across=across)
+        _scales(axes, lines, bottom=bottom, top=top, across=across)
         for target in targets:
+            if target > top:  # words above the axes would leave no room for them
+                continue
             axes.axhline(target, color=_GREY, linewidth=1.0, linestyle="--", zorder=0)
             axes.annotate(
                 f"{target * 100:g} %",
@@ -107,13 +112,12 @@ def _lanes(axes: Axes, boards: Mapping[str, Sequence[Sequence[Any]]]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _scales(axes: Axes, lines: Sequence[Line], *, bottom: float, across: str) -> None:
-    best = max((value for line in lines for value in line.most), default=1.0)
+def _scales(axes: Axes, lines: Sequence[Line], *, bottom: float, top: float, across: str) -> None:
     seen = [x for line in lines for x, value in zip(line.x, line.most, strict=True) if value >= bottom]
     axes.set_xscale("log")
     if seen:
         axes.set_xlim(min(seen) * 0.95, max(*seen, min(seen) * 1.5) * 1.05)
-    axes.set_ylim(bottom, best + max(0.05 * (best - bottom), 0.002))
+    axes.set_ylim(bottom, top)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=""))
     axes.set_ylabel("test accuracy (%), median and range of seeds")
     form = format_seconds if across == "time" else format_bytes

@@ -44,7 +44,7 @@ def write_pictures(pictures: Mapping[str, Any], folder: Path) -> tuple[list[Path
         folder: where; names begin with the comparison's.
 
     Returns:
-        The files, and a sentence where there are none.
+        The files, and a sentence where some are missing.
 
     Raises:
         StorageError: one cannot be written.
@@ -55,9 +55,9 @@ def write_pictures(pictures: Mapping[str, Any], folder: Path) -> tuple[list[Path
         why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
         return [], f"no plots: matplotlib {why}; get it with {INSTALL}"
     drawn: dict[str, dict[str, bytes]] = {}
-    if pictures["curves"]:
-        for across in ("time", "bytes"):
-            lines = lines_of(pictures["labels"], pictures["curves"], across=across)
+    for across in ("time", "bytes"):
+        lines = lines_of(pictures["labels"], pictures["curves"], across=across)
+        if lines:
             drawn[across] = bench_figure.accuracy(lines, targets=pictures["targets"], across=across)
     if pictures["gantt"]:
         lanes = {label: lanes_of(boards) for label, boards in pictures["gantt"].items()}
@@ -67,7 +67,11 @@ def write_pictures(pictures: Mapping[str, Any], folder: Path) -> tuple[list[Path
         for ending, image in images.items():
             files.append(folder / f"{pictures['name']}-{kind}.{ending}")
             write_atomic(files[-1], image)
-    return files, ""
+    idle = pictures["curves"] and not {"time", "bytes"} & drawn.keys()
+    return (
+        files,
+        f"no plots of accuracy for {pictures['name']}: its cells ended before a model was merged" if idle else "",
+    )
 
 
 def lines_of(labels: Sequence[str], curves: Sequence[Mapping[str, Any]], *, across: str) -> list[Line]:

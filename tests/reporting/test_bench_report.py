@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from hermes_iot.reporting import bench_plots
-from hermes_iot.reporting.bench_plots import LANES_MAX, lanes_of, lines_of, time_shares, write_pictures
+from hermes_iot.reporting import bench_figure, bench_plots
+from hermes_iot.reporting.bench_plots import LANES_MAX, Line, lanes_of, lines_of, time_shares, write_pictures
 from hermes_iot.reporting.bench_report import csv_of, findings, report
 from hermes_iot.reporting.bench_view import Progress, render
 from hermes_iot.reporting.bench_words import megabytes, speedup, times
@@ -420,6 +420,27 @@ def test_pictures_are_written_as_png_and_svg_and_the_same_each_time(tmp_path):
 
 def test_a_comparison_of_which_nothing_came_has_no_pictures(tmp_path):
     assert write_pictures({**PICTURES, "curves": [], "gantt": {}}, tmp_path) == ([], "")
+
+
+def shown(label, accuracies):
+    times_s = tuple(float(number + 1) for number in range(len(accuracies)))
+    return Line(label=label, x=times_s, median=accuracies, least=accuracies, most=accuracies)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_comparison_far_below_its_targets_is_drawn_without_a_complaint():
+    """One that stays below the lowest target's surroundings, one just within them, and one that got there."""
+    for best in (0.73, 0.864, 0.981):
+        lines = [shown("hermes-plus", (0.1, best)), shown("bsp", (0.1, 0.1))]
+        images = bench_figure.accuracy(lines, targets=[0.97, 0.98], across="time")
+        assert (b">97 %<" in images["svg"]) == (best > 0.97)
+
+
+@pytest.mark.filterwarnings("error")
+def test_cells_that_merged_nothing_leave_a_sentence_in_the_place_of_a_picture(tmp_path):
+    files, note = write_pictures({**PICTURES, "curves": [curve("bsp", 0, [0.1])]}, tmp_path)
+    assert [path.name for path in files] == ["one-boards.png", "one-boards.svg"]
+    assert note == "no plots of accuracy for one: its cells ended before a model was merged"
 
 
 def test_without_matplotlib_a_sentence_stands_for_the_pictures(tmp_path, monkeypatch):
