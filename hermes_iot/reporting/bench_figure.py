@@ -8,6 +8,7 @@ equal files.
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -34,6 +35,7 @@ _DOING: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 _DPI: Final = 120
 _LABEL_MAX: Final = 40
+_LINE_CHARS: Final = 110
 #: The lower edge of the picture lies so many times as far below 100 % as the lowest target, or as the best where no row
 #: came near that.
 _DEPTH: Final = 6.0
@@ -76,28 +78,46 @@ def accuracy(lines: Sequence[Line], *, targets: Sequence[float], across: str) ->
         return _images(figure)
 
 
-def gantt(strategies: Mapping[str, Mapping[str, Sequence[Sequence[Any]]]], *, until_s: float) -> dict[str, bytes]:
-    """What every board did from the beginning of a run, strategies one below the other, as PNG and SVG."""
+def gantt(
+    strategies: Mapping[str, Mapping[str, Sequence[Sequence[Any]]]], *, until_s: float, left_out: Sequence[str]
+) -> dict[str, bytes]:
+    """What every board did from the beginning of a run, strategies one below the other, as PNG and SVG.
+
+    Args:
+        strategies: label -> board -> [start, end, doing].
+        until_s: later than this nothing is shown; the axis ends sooner where everything did.
+        left_out: labels that are not shown, and named.
+    """
     with _style():
+        ends_s = {label: _end_s(boards) for label, boards in strategies.items()}
         heights = [0.75 + 0.17 * len(boards) for boards in strategies.values()]
-        figure = _figure(10.0, sum(heights) + 0.8)
+        figure = _figure(10.0, sum(heights) + 0.8 + 0.2 * _missing(left_out).count("\n"))
         grid = figure.add_gridspec(len(strategies), 1, height_ratios=heights)
         for number, (label, boards) in enumerate(strategies.items()):
             axes = figure.add_subplot(grid[number, 0])
             _lanes(axes, boards)
             share = format_share(time_shares(boards)["train"])
-            end_s = max((stretches[-1][1] for stretches in boards.values() if stretches), default=0.0)
-            words = f", ended at {format_seconds(end_s)}" if end_s < until_s else ""
+            words = f", ended at {format_seconds(ends_s[label])}" if ends_s[label] < until_s else ""
             axes.set_title(
                 f"{clean(label, _LABEL_MAX)}: boards train {share} of the time{words}", fontsize=11, loc="left"
             )
-            axes.set_xlim(0, until_s)
+            axes.set_xlim(0, max(ends_s.values()) or until_s)
             if number == len(strategies) - 1:
-                axes.set_xlabel("virtual time since the run began (s)")
+                axes.set_xlabel("virtual time since the run began (s), first seed of each row" + _missing(left_out))
         named = {"train": "training", "wait": "waiting: for rows, an answer or the others", "off": "off"}
         handles = [Patch(label=named[doing], **look) for doing, look in _DOING.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
         return _images(figure)
+
+
+def _end_s(boards: Mapping[str, Sequence[Sequence[Any]]]) -> float:
+    return max((float(stretches[-1][1]) for stretches in boards.values() if stretches), default=0.0)
+
+
+def _missing(labels: Sequence[str]) -> str:
+    """Below the axis, in as many lines as they take."""
+    lines = textwrap.wrap(", ".join(clean(label, _LABEL_MAX) for label in labels), _LINE_CHARS)
+    return "\nnot shown: " + "\n".join(lines) if lines else ""
 
 
 def _lanes(axes: Axes, boards: Mapping[str, Sequence[Sequence[Any]]]) -> None:

@@ -21,6 +21,10 @@ from hermes_iot.storage.atomic import write_atomic
 _GRID: Final = 400
 #: More boards than this are thinned out evenly.
 LANES_MAX: Final = 16
+#: Rows of a comparison whose boards are shown: more would be a picture that nobody scrolls to the end of.
+ROWS_MAX: Final = 8
+#: Shown before others where there are more.
+_FIRST: Final = ("bsp", "hermes", "hermes-plus")
 _DOINGS: Final = ("train", "wait", "off")
 
 
@@ -40,7 +44,7 @@ def write_pictures(pictures: Mapping[str, Any], folder: Path) -> tuple[list[Path
 
     Args:
         pictures: ``name``, ``labels``, ``targets``, ``curves`` (each ``label``, ``seed``, ``t_s``, ``bytes``,
-            ``accuracy``), ``gantt`` (label -> board -> [start, end, doing]) and ``gantt_s``.
+            ``accuracy``), ``gantt`` (label -> board -> [start, end, doing]) and ``gantt_s``, up to which it goes.
         folder: where; names begin with the comparison's.
 
     Returns:
@@ -60,8 +64,9 @@ def write_pictures(pictures: Mapping[str, Any], folder: Path) -> tuple[list[Path
         if lines:
             drawn[across] = bench_figure.accuracy(lines, targets=pictures["targets"], across=across)
     if pictures["gantt"]:
-        lanes = {label: lanes_of(boards) for label, boards in pictures["gantt"].items()}
-        drawn["boards"] = bench_figure.gantt(lanes, until_s=pictures["gantt_s"])
+        shown, left_out = chosen([*pictures["gantt"]])
+        lanes = {label: lanes_of(pictures["gantt"][label]) for label in shown}
+        drawn["boards"] = bench_figure.gantt(lanes, until_s=pictures["gantt_s"], left_out=left_out)
     files = []
     for kind, images in drawn.items():
         for ending, image in images.items():
@@ -84,6 +89,13 @@ def lines_of(labels: Sequence[str], curves: Sequence[Mapping[str, Any]], *, acro
         if own:
             lines.append(_line(label, own))
     return lines
+
+
+def chosen(labels: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The rows whose boards are shown, in the order of the table, and those left out where there are more."""
+    ranked = sorted(labels, key=lambda label: label not in _FIRST)
+    kept = set(ranked[:ROWS_MAX])
+    return [label for label in labels if label in kept], [label for label in labels if label not in kept]
 
 
 def lanes_of(boards: Mapping[str, Sequence[Sequence[Any]]]) -> dict[str, Sequence[Sequence[Any]]]:

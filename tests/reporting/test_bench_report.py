@@ -7,7 +7,16 @@ import pytest
 from rich.console import Console
 
 from hermes_iot.reporting import bench_figure, bench_plots
-from hermes_iot.reporting.bench_plots import LANES_MAX, Line, lanes_of, lines_of, time_shares, write_pictures
+from hermes_iot.reporting.bench_plots import (
+    LANES_MAX,
+    ROWS_MAX,
+    Line,
+    chosen,
+    lanes_of,
+    lines_of,
+    time_shares,
+    write_pictures,
+)
 from hermes_iot.reporting.bench_report import csv_of, findings, report
 from hermes_iot.reporting.bench_view import Progress, render
 from hermes_iot.reporting.bench_words import megabytes, speedup, times
@@ -394,6 +403,30 @@ def test_shares_of_time_are_of_all_boards_together():
     shares = time_shares(PICTURES["gantt"]["bsp"])
     assert shares == {"train": 0.2, "wait": 0.3, "off": 0.5}
     assert time_shares({}) == {"train": 0.0, "wait": 0.0, "off": 0.0}
+
+
+def test_the_boards_of_every_row_are_shown_and_of_too_many_those_of_the_best_known():
+    assert chosen(["bsp", "hermes-plus paired", "hermes-plus coin"]) == (
+        ["bsp", "hermes-plus paired", "hermes-plus coin"],
+        [],
+    )
+    many = [f"row {number}" for number in range(ROWS_MAX)]
+    shown_rows, left_out = chosen(["bsp", *many, "hermes-plus"])
+    assert shown_rows == ["bsp", *many[:-2], "hermes-plus"]
+    assert left_out == many[-2:]
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_axis_of_the_boards_ends_with_the_longest_row_and_the_missing_are_named():
+    boards = {"bsp": {"a": [[0.0, 3.0, "train"]]}, "hermes-plus paired": {"a": [[0.0, 2.0, "wait"]]}}
+    svg = bench_figure.gantt(boards, until_s=120.0, left_out=["some row"])["svg"].decode()
+    assert "hermes-plus paired: boards train 0.0 % of the time, ended at 2.00 s" in svg
+    assert ">3.0<" in svg
+    assert ">120<" not in svg
+    assert "not shown: some row" in svg
+    full = bench_figure.gantt({"bsp": {"a": [[0.0, 120.0, "train"]]}}, until_s=120.0, left_out=[])["svg"].decode()
+    assert "ended at" not in full
+    assert "not shown" not in full
 
 
 def test_of_many_boards_some_are_shown_the_first_and_last_among_them():
