@@ -43,10 +43,7 @@ class Progress(BarOrLines):
             self._say(f"{fields['cells']} cells{found}, {fields['jobs']} at a time")
         elif event == "finished":
             self._done += 1
-            took = f"{format_seconds(fields['end']['t_s'])} virtual in {format_seconds(fields['real_s'])}"
-            self._say(
-                f"{self._done}/{self._cells} {_who(fields)}: {clean(fields['end']['reason'])}, {took}{_left(fields)}"
-            )
+            self._say(f"{self._done}/{self._cells} {_who(fields)}: {_ended(fields)}{_left(fields)}")
         elif event == "failed":
             self._done += 1
             self._say(f"{self._done}/{self._cells} {_who(fields)} failed: {clean(fields['why'])}")
@@ -110,6 +107,14 @@ def _nested(labels: Sequence[str]) -> list[str]:
 def _who(fields: Mapping[str, Any]) -> str:
     setting = f"{fields['setting']}, " if "setting" in fields else ""
     return f"{setting}{fields['label']}, seed {fields['seed']}"
+
+
+def _ended(fields: Mapping[str, Any]) -> str:
+    """Why, and how long it took; where the time was over the reason names it."""
+    end, real = fields["end"], format_seconds(fields["real_s"])
+    if end["kind"] == "cap":
+        return f"ended after {clean(end['reason'])}, in {real}"
+    return f"{clean(end['reason'])}, {format_seconds(end['t_s'])} virtual in {real}"
 
 
 def _left(fields: Mapping[str, Any]) -> str:
