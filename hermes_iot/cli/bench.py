@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from hermes_iot.cli import logs, options
+from hermes_iot.cli.signals import Terminated
 from hermes_iot.domain import DataMode
 from hermes_iot.errors import HermesError, UsageError
 from hermes_iot.protocol.limits import INTEGER_MAX
@@ -135,8 +136,16 @@ def bench(
     from hermes_iot.reporting.bench_view import Progress
     from hermes_iot.runtime.bench.run import run
 
-    with Progress(Console(stderr=True), plain=plain) as progress:
-        done = run(plan, out=folder, data_dir=data_dir, jobs=jobs or os.cpu_count() or 1, observe=progress.on_event)
+    progress = Progress(Console(stderr=True), plain=plain)
+    try:
+        with progress:
+            done = run(plan, out=folder, data_dir=data_dir, jobs=jobs or os.cpu_count() or 1, observe=progress.on_event)
+    except (KeyboardInterrupt, Terminated):
+        kept = (
+            f"{progress.kept} of {progress.cells} cells are kept in {folder}" if progress.cells else "nothing was begun"
+        )
+        sys.stderr.write(f"stopped; {kept}, the same command goes on\n")
+        raise
     failed = any(one["failed"] for one in done.results["comparisons"])
     _show(done, folder, ok=not failed, command=_command(context), as_json=as_json)
     return HermesError.exit_code if failed else 0

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from hermes_iot.cli import logs, options, run_options
+from hermes_iot.cli.signals import Terminated
 from hermes_iot.cli.what_if import WhatIf
 from hermes_iot.errors import UsageError
 
@@ -124,16 +125,21 @@ def simulate(
     equipment = equipment_of(settings, devices=boards.devices, data_dir=data_dir, dirichlet=dirichlet)
     begun = time.monotonic()
     modelled = task == _COST
-    with Progress(Console(stderr=True), virtual_s=virtual_s, plain=plain, modelled=modelled) as progress:
-        outcome = run(
-            settings,
-            fleet=boards,
-            link=line,
-            bench=equipment.bench,
-            trainer_of=equipment.trainer_of,
-            until=SimLimits(virtual_s=virtual_s),
-            observe=progress.on_record,
-        )
+    progress = Progress(Console(stderr=True), virtual_s=virtual_s, plain=plain, modelled=modelled)
+    try:
+        with progress:
+            outcome = run(
+                settings,
+                fleet=boards,
+                link=line,
+                bench=equipment.bench,
+                trainer_of=equipment.trainer_of,
+                until=SimLimits(virtual_s=virtual_s),
+                observe=progress.on_record,
+            )
+    except (KeyboardInterrupt, Terminated):
+        sys.stderr.write(f"stopped at {progress.come}; nothing of it is kept\n")
+        raise
     document = {**outcome.document(), "link": Path(link).stem, "real_s": time.monotonic() - begun}
     if again is not None:
         document |= again.told(settings)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
 from rich.text import Text
 
 from hermes_iot.reporting.bar import BarOrLines
@@ -23,34 +23,54 @@ _SENTENCE_MAX = 1000
 
 
 class Progress(BarOrLines):
-    """A bar on a terminal, else a line for each cell.
+    """A bar on a terminal, with the time gone by and the cells that are running, else a line for each cell.
 
     Args:
         console: where; stderr, as stdout is for what came of it.
         plain: lines even on a terminal.
+
+    Attributes:
+        cells: how many there are; 0 while that is not known.
+        kept: those of them that are finished and stored.
     """
 
     def __init__(self, console: Console, *, plain: bool) -> None:
-        super().__init__(console, BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), plain=plain)
+        # Words are cut at the right edge: a bar of two lines would flicker.
+        words = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
+        super().__init__(console, BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), words, plain=plain)
+        self.cells = 0
+        self.kept = 0
         self._done = 0
-        self._cells = 0
+        self._running: list[str] = []
+        self._left = ""
 
     def on_event(self, event: str, fields: Mapping[str, Any]) -> None:
         """What `runtime.bench.run` tells."""
         if event == "plan":
-            self._cells, self._done = fields["cells"], fields["found"]
+            self.cells = fields["cells"]
+            self.kept = self._done = fields["found"]
             found = f", {fields['found']} of them finished before" if fields["found"] else ""
             self._say(f"{fields['cells']} cells{found}, {fields['jobs']} at a time")
+        elif event == "started":
+            self._running.append(_short(fields))
         elif event == "finished":
-            self._done += 1
-            self._say(f"{self._done}/{self._cells} {_who(fields)}: {_ended(fields)}{_left(fields)}")
+            self._over(fields)
+            self.kept += 1
+            self._left = _left(fields)
+            self._say(f"{self._done}/{self.cells} {_who(fields)}: {_ended(fields)}{self._left}")
         elif event == "failed":
-            self._done += 1
-            self._say(f"{self._done}/{self._cells} {_who(fields)} failed: {clean(fields['why'])}")
+            self._over(fields)
+            self._say(f"{self._done}/{self.cells} {_who(fields)} failed: {clean(fields['why'])}")
             self._say(f"  to run it alone: {clean(fields['command'], 400)}")
         if self._bar is not None:
-            words = f"{_left(fields).lstrip(', ')}" if event == "finished" else None
-            self._bar.update(self._task, total=self._cells, completed=self._done, description=words)
+            running = f"running: {'; '.join(self._running)}" if self._running else ""
+            words = "; ".join(one for one in (self._left.lstrip(", "), running) if one)
+            self._bar.update(self._task, total=self.cells, completed=self._done, description=words)
+
+    def _over(self, fields: Mapping[str, Any]) -> None:
+        self._done += 1
+        if _short(fields) in self._running:
+            self._running.remove(_short(fields))
 
     def _say(self, words: str) -> None:
         self._console.print(words, markup=False, highlight=False, soft_wrap=True)
@@ -107,6 +127,10 @@ def _nested(labels: Sequence[str]) -> list[str]:
 def _who(fields: Mapping[str, Any]) -> str:
     setting = f"{fields['setting']}, " if "setting" in fields else ""
     return f"{setting}{fields['label']}, seed {fields['seed']}"
+
+
+def _short(fields: Mapping[str, Any]) -> str:
+    return f"{clean(fields['label'], _NAME_MAX)}, seed {fields['seed']}"
 
 
 def _ended(fields: Mapping[str, Any]) -> str:

@@ -59,6 +59,12 @@ class Progress(BarOrLines):
         self._clock = clock
         self._said_at = clock()
         self._model = "nothing merged yet"
+        self._t_s = 0.0
+
+    @property
+    def come(self) -> str:
+        """How far it is."""
+        return f"{format_seconds(self._t_s)} of {format_seconds(self._virtual_s)} virtual time"
 
     def on_record(self, event: str, fields: Mapping[str, Any]) -> None:
         """What the simulation tells its observer."""
@@ -67,12 +73,13 @@ class Progress(BarOrLines):
             found = f"loss {format_loss(fields['loss'])}" if accuracy is None else format_share(accuracy)
             self._model = f"model {fields['version']}, {self._kind}{found}"
         elif event == "time":
-            self._show(fields["t_s"])
+            self._t_s = fields["t_s"]
+            self._show()
 
-    def _show(self, t_s: float) -> None:
-        words = f"{format_seconds(t_s)} of {format_seconds(self._virtual_s)} virtual time, {self._model}"
+    def _show(self) -> None:
+        words = f"{self.come}, {self._model}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=t_s, description=words, refresh=True)
+            self._bar.update(self._task, completed=self._t_s, description=words, refresh=True)
         elif self._clock() - self._said_at >= _LINE_S:
             self._said_at = self._clock()
             self._console.print(words, markup=False, highlight=False)

@@ -139,6 +139,19 @@ def test_an_ablation_switches_one_part_off_at_a_time(capsys, room):
     assert (room / "bench" / "cost-three-wifi20-ablation" / "report.md").is_file()
 
 
+def test_a_comparison_that_is_stopped_says_what_is_kept_and_how_it_goes_on(capsys, monkeypatch):
+    def interrupted(_plan, *, observe, **_options):
+        observe("plan", {"cells": 4, "found": 1, "jobs": 1})
+        end = {"kind": "target", "reason": "got there", "t_s": 1.0}
+        observe("finished", {"setting": "s", "label": "bsp", "seed": 0, "end": end, "real_s": 1.0, "left_s": None})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hermes_iot.runtime.bench.run.run", interrupted)
+    code, out, err = benched(capsys, *SHORT, "--out", "here")
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == "stopped; 2 of 4 cells are kept in here, the same command goes on"
+
+
 # --- presets ----------------------------------------------------------------------------------------------------------
 
 

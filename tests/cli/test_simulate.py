@@ -128,3 +128,14 @@ def test_many_boards_are_shown_by_their_kind(capsys):
     assert "gateway" in out
     assert "pi3-" not in out
     assert len(out.splitlines()) < 40
+
+
+def test_a_simulation_that_is_stopped_says_how_far_it_was(capsys, monkeypatch):
+    def interrupted(*_settings, observe, **_options):
+        observe("time", {"t_s": 34.0})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hermes_iot.runtime.simulation.run.simulate", interrupted)
+    code, out, err = simulated(capsys, "--virtual", "10m")
+    assert (code, out) == (130, "")
+    assert err.splitlines() == ["stopped at 34.0 s of 10m00s virtual time; nothing of it is kept"]

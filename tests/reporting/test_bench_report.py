@@ -357,6 +357,18 @@ def test_progress_is_a_bar_on_a_terminal():
     assert "about 1m05s left" in out.getvalue()
 
 
+def test_a_bar_shows_time_gone_by_and_what_runs_before_the_first_cell_is_done():
+    out = io.StringIO()
+    with Progress(Console(file=out, width=100, force_terminal=True), plain=False) as progress:
+        progress.on_event("plan", {"cells": 18, "found": 0, "jobs": 2})
+        progress.on_event("started", {"setting": "mnist", "label": "hermes[gate.alpha=-1]", "seed": 0})
+        progress.on_event("started", {"setting": "mnist", "label": "bsp", "seed": 0})
+    last = out.getvalue().split("0/18")[-1]
+    assert "0:00:0" in last
+    assert "running: hermes[gate.alpha=-1], seed 0; bsp, seed 0" in last
+    assert (progress.kept, progress.cells) == (0, 18)
+
+
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
