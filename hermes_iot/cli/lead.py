@@ -66,6 +66,8 @@ def lead(
             broker=broker,
             fleet=runner.fleet,
         )
+        if runner.resumed_version is not None:
+            view.resumed(run=manifest.run, version=runner.resumed_version)
         with leaving(runner.stop) as caught:
             beside(runner)
             summary = runner.run()

@@ -49,6 +49,7 @@ class Overview:
     """Mutable; feed it every record in order.
 
     Attributes:
+        merged: an update has been merged since this process began to watch, so there is a loss to tell.
         bytes_up, bytes_down: payload bytes through the coordinator at the newest merge.
         dropped: updates that were not applied, by outcome; `refused`: other messages, by reason.
         reason: why the run ended; empty while it goes on.
@@ -57,6 +58,7 @@ class Overview:
     rows: dict[str, Row] = field(default_factory=dict)
     elapsed_s: float = 0.0
     version: int = 0
+    merged: bool = False
     accuracy: float | None = None
     loss: float | None = None
     best_accuracy: float | None = None
@@ -163,6 +165,7 @@ class Overview:
 
     def _merged(self, fields: Mapping[str, Any]) -> None:
         self._row(fields).applied += 1
+        self.merged = True
         self.version, self.applied = fields["version"], fields["applied"]
         self.bytes_up, self.bytes_down = fields["bytes_up"], fields["bytes_down"]
         self.accuracy, self.loss = _number(fields["accuracy"]), _number(fields["loss"])

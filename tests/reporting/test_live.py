@@ -217,3 +217,22 @@ def test_names_are_cut_in_the_middle(run):
     text = "\n".join(frame_of(played(LiveView(terminal()), records), 80, 24))
     assert "…" in text
     assert all(re.search(rf"…\S*d{number} ", text) for number in range(5))
+
+
+def test_a_run_that_goes_on_says_where_from():
+    out = io.StringIO()
+    with LiveView(Console(file=out, width=100), clock=Clock()) as view:
+        view.title(**TITLE)
+        view.resumed(run=TITLE["run"], version=41)
+        for _ in range(30):
+            view.on_record("refused", {"elapsed_s": 9.0, "device": "x", "channel": "update", "reason": "no"})
+    lines = out.getvalue().splitlines()
+    assert lines[1].endswith(f"resumed run {TITLE['run']} at model version 41")
+    assert "model 41: no update yet" in lines[3]
+    drawn = LiveView(terminal())
+    with drawn:
+        drawn.title(**TITLE)
+        drawn.resumed(run=TITLE["run"], version=41)
+        text = "\n".join(frame_of(drawn, 100, 24))
+    assert f"resumed run {TITLE['run']} at model version 41" in text
+    assert "model version 41" in text
