@@ -30,7 +30,8 @@ def compare(document: Mapping[str, Any], console: Console) -> None:
     """Print the comparison.
 
     Args:
-        document: a simulation's, with ``recorded``, ``left_out`` and perhaps ``regate`` or ``recorded_gates``.
+        document: a simulation's, with ``recorded``, ``left_out`` and perhaps ``regate``, ``recorded_gates`` or, where there
+            are neither, a sentence ``no_gates``.
         console: where.
     """
     before = document["recorded"]
@@ -52,6 +53,8 @@ def compare(document: Mapping[str, Any], console: Console) -> None:
         parts += _regate(document["regate"])
     if "recorded_gates" in document:
         parts += _gates(document["recorded_gates"])
+    if "no_gates" in document:
+        parts.append(note(clean(document["no_gates"], 300)))
     console.print(Printable(Group(*parts)), width=min(console.width, WIDTH_MAX))
 
 

@@ -26,6 +26,8 @@ def runs(tmp_path_factory):
     )
     record(base / "one", config, virtual_s=60)
     record(base / "plus", RunConfig(task="cost", seed=4, telemetry="full", rules=RULES), virtual_s=60)
+    bsp = RunConfig(task="cost", strategy="bsp", seed=4, telemetry="full", rules=StopRules(max_wall_s=5))
+    record(base / "bsp", bsp, virtual_s=5)
     record(base / "silent", RunConfig(task="cost", seed=4, rules=StopRules(max_wall_s=5)), virtual_s=5)
     return base
 
@@ -107,6 +109,14 @@ def test_what_each_gate_would_have_pushed_is_told_of_both_runs(capsys):
 def test_a_run_without_telemetry_says_that_its_gates_were_not_recorded(capsys):
     assert main(["simulate", "--from", "silent"]) == 0
     assert "was not recorded: that takes --telemetry full" in capsys.readouterr().out
+
+
+def test_a_run_whose_strategy_has_no_such_gate_says_why_there_is_no_table(capsys):
+    assert main(["simulate", "--from", "bsp"]) == 0
+    assert "is told of runs of hermes-plus" in (out := " ".join(capsys.readouterr().out.split()))
+    assert "this run was of bsp" in out
+    assert main(["simulate", "--from", "silent"]) == 0
+    assert "this run was of" not in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_environment_says_nothing_about_a_run_that_was(capsys, monkeypatch):
