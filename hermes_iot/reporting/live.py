@@ -181,9 +181,9 @@ def _foot(seen: Overview) -> list[Text]:
     return [
         labelled(
             [
-                ("iterations", format_count(seen.iterations)),
-                ("published", f"{format_count(seen.published)} ({format_share(seen.share)})"),
-                ("applied", f"{format_count(seen.applied)}{_refusals(seen)}"),
+                ("iterations reported", format_count(seen.iterations)),
+                ("published of these", format_share(seen.share)),
+                ("updates applied", f"{format_count(seen.applied)}{_refusals(seen)}"),
             ]
         ),
         labelled(
@@ -212,7 +212,8 @@ def _refusals(seen: Overview) -> str:
 def _progress_line(seen: Overview) -> str:
     accuracy = f"accuracy {format_share(seen.accuracy)}, " if seen.accuracy is not None else ""
     quality = f"{accuracy}loss {format_loss(seen.loss)}" if seen.merged else "no update yet"
+    # Two counts, not a part of each other: a device's report is older than its newest updates.
     return (
-        f"model {seen.version}: {quality}; {seen.online} online; {seen.published} of {seen.iterations} iterations"
-        f" published; up {format_bytes(seen.bytes_up)}, down {format_bytes(seen.bytes_down)}"
+        f"model {seen.version}: {quality}; {seen.online} online; {seen.iterations} iterations reported,"
+        f" {seen.applied} updates applied; up {format_bytes(seen.bytes_up)}, down {format_bytes(seen.bytes_down)}"
     )

@@ -75,6 +75,7 @@ def render(summary: Mapping[str, Any], console: Console, *, plot: Plotted | None
         _iterations(summary, devices[:DEVICES_MAX]),
         _left_out(devices),
         _emulated(devices),
+        _lagging(devices),
         _received(summary),
         _forced(summary),
         _excused(devices),
@@ -145,6 +146,15 @@ def _emulated(devices: Sequence[Mapping[str, Any]]) -> RenderableType:
     if not any(one["slowdown"] > 1 for one in devices):
         return ""
     return note("emulated: the process pauses after each iteration, so that it takes so many times as long")
+
+
+def _lagging(devices: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Two sides count; where one is ahead of the other it must not look like an error."""
+    if all(one["updates_applied"] <= one["updates_published"] for one in devices):
+        return ""
+    return note(
+        "iterations and published are the devices' last reports; applied, the coordinator's count, may be ahead"
+    )
 
 
 def _received(summary: Mapping[str, Any]) -> RenderableType:

@@ -222,3 +222,10 @@ def test_it_is_said_how_many_pushes_were_forced(run):
         printed({**run.summary, **words})
     )
     assert "forced" not in squeezed(printed(run.summary))
+
+
+def test_applied_updates_that_no_report_tells_of_are_explained(run):
+    ahead = [{**one, "updates_applied": one["updates_published"] + 1} for one in run.summary["devices"]]
+    assert "are the devices' last reports" in squeezed(printed({**run.summary, "devices": ahead}))
+    even = [{**one, "updates_applied": one["updates_published"]} for one in run.summary["devices"]]
+    assert "last reports" not in squeezed(printed({**run.summary, "devices": even}))
