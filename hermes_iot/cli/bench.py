@@ -211,8 +211,8 @@ def _plan(
         known = {name: getattr(part, name) for name in ("fleet", "link", "dirichlet", "targets", "patience")}
         one = Comparison(
             setting=_setting(part.workload, ablate=ablate, **{**_UNSAID, **known, **given}),
-            rows=_rows(chosen or part.strategies, ablate=ablate, only=only or part.only),
-            seeds=_seeds(seeds or part.seeds),
+            rows=_rows(part.strategies if chosen is None else chosen, ablate=ablate, only=only or part.only),
+            seeds=_seeds(part.seeds if seeds is None else seeds),
         )
         plan.setdefault(one.setting.name, one)  # where an option makes parts equal the first of them counts
     name = preset or (next(iter(plan)) if len(plan) == 1 else f"{len(plan)}-workloads")

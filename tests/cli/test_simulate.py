@@ -130,6 +130,13 @@ def test_many_boards_are_shown_by_their_kind(capsys):
     assert len(out.splitlines()) < 40
 
 
+def test_more_rows_than_a_task_has_are_refused(capsys):
+    code, out, err = simulated(capsys, "--virtual", "10s", "--samples", "10000000")
+    assert (code, out) == (2, "")
+    assert "--samples 10000000 is more than there is: task cost has 1,000,000 rows to train on." in err
+    assert simulated(capsys, "--virtual", "1s", "--samples", "1000000")[0] == 0
+
+
 def test_a_simulation_that_is_stopped_says_how_far_it_was(capsys, monkeypatch):
     def interrupted(*_settings, observe, **_options):
         observe("time", {"t_s": 34.0})
