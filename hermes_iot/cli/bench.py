@@ -38,7 +38,7 @@ def bench(
         typer.Option(
             "--preset",
             help="paper: the paper's comparison. fleets: other fleets, rows and links. gates: those of hermes-plus. "
-            "quick: digits, under a minute and a half. Other options win over a preset's.",
+            "quick: digits, under a minute and a half. Other options win over a preset's. [default: quick]",
         ),
     ] = None,
     ablate: Annotated[
@@ -48,7 +48,8 @@ def bench(
         str | None,
         typer.Option(
             "--workload",
-            help="digits-mlp, mnist-mlp, mnist-cnn, cifar-alexnet, occupancy; several with commas. [default: digits-mlp]",
+            help="digits-mlp, mnist-mlp, mnist-cnn, cifar-alexnet, occupancy; several with commas. "
+            "[default: digits-mlp, or the preset's]",
         ),
     ] = None,
     fleet: Annotated[
@@ -64,7 +65,9 @@ def bench(
         typer.Option(
             "--strategies",
             metavar="ROWS",
-            help='With commas: bsp, hermes-plus, "hermes-plus lean", "hermes-plus[gate.z=2]".',
+            help="With commas: a strategy, a row with a name such as 'hermes-plus lean', or name[key=value;…] with constants, "
+            "learning-rate or codec, such as 'hermes-plus[gate.z=2;codec=int8]'. "
+            "[default: bsp,hermes,hermes-plus,single,single averaged,bsp-tuned, or the preset's]",
         ),
     ] = None,
     only: Annotated[
@@ -130,6 +133,8 @@ def bench(
         virtual=virtual,
     )
     folder = out or Path("bench") / name
+    if preset is None and workload is None:
+        sys.stderr.write("neither a preset nor a workload is named: this is --preset quick, digits\n")
 
     from rich.console import Console
 

@@ -44,7 +44,10 @@ def simulate(
     strategy: run_options.Strategy = "hermes-plus",
     virtual: Annotated[
         str | None,
-        typer.Option("--virtual", help=f"Stop after this virtual time, e.g. 150s or 2h. [default: {VIRTUAL}]"),
+        typer.Option(
+            "--virtual",
+            help=f"Stop after this virtual time, e.g. 150s or 2h. [default: {VIRTUAL}, with --from as long as the run]",
+        ),
     ] = None,
     hours: Annotated[float | None, typer.Option("--hours", help="The same in hours.")] = None,
     target_accuracy: run_options.Target = None,
@@ -55,7 +58,9 @@ def simulate(
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", help="shipped, indexed or local: who holds the rows. [default: shipped, for cost indexed]"
+            "--data",
+            help="shipped, indexed or local: who holds the rows. "
+            "[default: shipped, for cost indexed, with --dirichlet local, with --from the run's]",
         ),
     ] = None,
     dirichlet: Annotated[
