@@ -19,6 +19,7 @@ from hermes_iot.reporting.parts import columns, heading, indented, note
 from hermes_iot.reporting.summary import DEVICES_MAX, WIDTH_MAX
 from hermes_iot.reporting.terminal import Printable, clean, labelled, shorten
 from hermes_iot.reporting.units import (
+    NOTHING,
     format_bytes,
     format_count,
     format_factor,
@@ -144,7 +145,7 @@ def _boards(devices: Sequence[Mapping[str, Any]]) -> Table:
     by_name: dict[str, list[Mapping[str, Any]]] = {}
     for one in devices:
         by_name.setdefault(one["device"] if each else one["host"], []).append(one)
-    energy = any(one["energy_j"] for one in devices)
+    energy = any(one["energy_j"] is not None for one in devices)
     words = ("board", *(() if each else ("boards",)), "slowness", "iterations", "published", "training", "up", "down")
     table = columns(*words, *(["energy"] if energy else []))
     for name, rows in by_name.items():
@@ -157,9 +158,14 @@ def _boards(devices: Sequence[Mapping[str, Any]]) -> Table:
             format_seconds(sum(one["train_s"] for one in rows)),
             format_bytes(sum(sum(one["link"]["up"].values()) for one in rows)),
             format_bytes(sum(sum(one["link"]["down"].values()) for one in rows)),
-            *([f"{sum(one['energy_j'] for one in rows):,.0f} J"] if energy else []),
+            *([_joules(rows)] if energy else []),
         )
     return table
+
+
+def _joules(rows: Sequence[Mapping[str, Any]]) -> str:
+    known = [one["energy_j"] for one in rows if one["energy_j"] is not None]
+    return f"{sum(known):,.0f} J" if known else NOTHING
 
 
 def _traffic(links: Mapping[str, Any]) -> Table:
