@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, PercentFormatter
 
 from hermes_iot.reporting.bench_plots import Line, time_shares
 from hermes_iot.reporting.terminal import clean
@@ -33,6 +33,14 @@ _DOING: Final[Mapping[str, Mapping[str, Any]]] = {
     "wait": {"facecolor": "#F6D9A8", "hatch": "////", "edgecolor": "#C98A1B"},
     "off": {"facecolor": "#DDDDDD"},
 }
+#: Numbers of a unit that are round for a clock.
+_TIME_TICKS: Final[Sequence[tuple[str, float, Sequence[float]]]] = (
+    ("s", 1.0, (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30)),
+    ("min", 60.0, (1, 2, 5, 10, 20, 30)),
+    ("h", 3600.0, (1, 2, 5, 12)),
+    ("d", 86400.0, (1, 2, 5, 10, 30)),
+)
+_BYTE_UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 _DPI: Final = 120
 _LABEL_MAX: Final = 40
 _LINE_CHARS: Final = 110
@@ -139,14 +147,33 @@ def _scales(axes: Axes, lines: Sequence[Line], *, bottom: float, top: float, acr
         axes.set_xlim(min(seen) * 0.95, max(*seen, min(seen) * 1.5) * 1.05)
     axes.set_ylim(bottom, top)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=""))
-    axes.set_ylabel("test accuracy (%), median and range of seeds")
-    form = format_seconds if across == "time" else format_bytes
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: form(value)))
+    several = max(line.seeds for line in lines) > 1
+    axes.set_ylabel(f"test accuracy (%){', median and range of seeds' if several else ''}")
+    ticks = ticks_of(*axes.get_xlim(), across=across)
+    if len(ticks) > 1:
+        axes.xaxis.set_major_locator(FixedLocator([*ticks]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: ticks.get(value, "")))
+    else:  # a span too short for round numbers: whatever the locator finds
+        form = format_seconds if across == "time" else format_bytes
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: form(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("virtual time, logarithmic" if across == "time" else "payload over all links, logarithmic")
     axes.grid(visible=True, alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def ticks_of(least: float, most: float, *, across: str) -> dict[float, str]:
+    """Round numbers within a span of a logarithmic axis, and what is written there: ``30 s``, ``2 min``; ``500 kB``."""
+    if across == "bytes":
+        decades = [(10.0**power, _BYTE_UNITS[power // 3]) for power in range(3 * len(_BYTE_UNITS))]
+        marks = {
+            factor * step: f"{factor * step / 1000 ** (power // 3):g} {unit}"
+            for power, (step, unit) in enumerate(decades)
+            for factor in (1, 2, 5)
+        }
+    else:
+        marks = {number * unit_s: f"{number:g} {unit}" for unit, unit_s, numbers in _TIME_TICKS for number in numbers}
+    return {value: words for value, words in marks.items() if least <= value <= most}
 
 
 def _figure(width_in: float, height_in: float) -> Figure:

@@ -33,6 +33,7 @@ class Line:
     """A row's accuracy over time or bytes: median, least and most over its seeds, where all of them were still run."""
 
     label: str
+    seeds: int = 1
     x: tuple[float, ...]
     median: tuple[float, ...]
     least: tuple[float, ...]
@@ -129,6 +130,7 @@ def _line(label: str, own: Sequence[Sequence[tuple[float, float]]]) -> Line:
     values = [[_at(steps, x) for steps in own] for x in grid]
     return Line(
         label=label,
+        seeds=len(own),
         x=tuple(grid),
         median=tuple(statistics.median(one) for one in values),
         least=tuple(min(one) for one in values),

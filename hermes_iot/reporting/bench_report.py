@@ -14,7 +14,7 @@ from typing import Any, Final
 from hermes_iot.reporting.bench_overview import overview
 from hermes_iot.reporting.bench_words import markdown, megabytes, percent, speedup, times
 from hermes_iot.reporting.gates import FORCED, OPEN_LOOP, loss_of, shares_of
-from hermes_iot.reporting.units import NOTHING, format_factor, format_seconds, format_share
+from hermes_iot.reporting.units import NOTHING, format_factor, format_number_of, format_seconds, format_share
 
 REFERENCE: Final = "bsp"
 ALONE: Final = "single"
@@ -225,7 +225,7 @@ def _words(constants: Mapping[str, Any], where: str = "") -> str:
 def _failed(failed: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if failed:
         yield ""
-        yield f"**{len(failed)} cells failed and are missing below:**"
+        yield f"**{format_number_of(len(failed), 'cell')} failed and missing below:**"
         yield ""
     for one in failed:
         yield f"- {one['label']}, seed {one['seed']}: {one['why']} - `{one['command']}`"

@@ -16,7 +16,7 @@ from hermes_iot.reporting.bench_report import findings
 from hermes_iot.reporting.bench_words import megabytes, percent, speedup
 from hermes_iot.reporting.parts import heading, indented, note
 from hermes_iot.reporting.terminal import Printable, clean
-from hermes_iot.reporting.units import NOTHING, format_seconds, format_share
+from hermes_iot.reporting.units import NOTHING, format_number_of, format_seconds, format_share
 
 _NAME_MAX = 60
 _SENTENCE_MAX = 1000
@@ -50,7 +50,7 @@ class Progress(BarOrLines):
             self.cells = fields["cells"]
             self.kept = self._done = fields["found"]
             found = f", {fields['found']} of them finished before" if fields["found"] else ""
-            self._say(f"{fields['cells']} cells{found}, {fields['jobs']} at a time")
+            self._say(f"{format_number_of(self.cells, 'cell')}{found}, {fields['jobs']} at a time")
         elif event == "started":
             self._running.append(_short(fields))
         elif event == "finished":

@@ -14,6 +14,8 @@ from hermes_iot.reporting.terminal import Printable, clean, shorten
 from hermes_iot.reporting.units import NOTHING, format_bytes, format_loss, format_seconds, format_share
 
 _NAME_MAX: Final = 20
+#: Shares of rows: their change is in points, not a part of the recorded share.
+_SHARES: Final = frozenset({"accuracy"})
 _ROWS: Final[Sequence[tuple[str, str, Callable[[Any], str]]]] = (
     ("local iterations", "iterations", "{:,}".format),
     ("updates published", "updates_published", "{:,}".format),
@@ -38,7 +40,8 @@ def compare(document: Mapping[str, Any], console: Console) -> None:
     table = columns("", "recorded", "simulated", "change")
     table.add_row("strategy", clean(before["strategy"], 40), clean(document["strategy"], 40), "")
     for word, name, shown in _ROWS:
-        table.add_row(word, shown(before[name]), shown(document[name]), _change(before[name], document[name]))
+        change = _points if name in _SHARES else _change
+        table.add_row(word, shown(before[name]), shown(document[name]), change(before[name], document[name]))
     table.add_row("ended by", clean(before["reason"], 40), clean(document["reason"], 40), "")
     scored = "modelled: nothing was trained" if is_modelled(document) else "on the test rows"
     parts: list[RenderableType] = [
@@ -61,7 +64,18 @@ def compare(document: Mapping[str, Any], console: Console) -> None:
 def _change(before: float | None, after: float | None) -> str:
     if before is None or after is None or not before:
         return NOTHING
-    return f"{after / before - 1:+.0%}"
+    return _unless_nothing(f"{after / before - 1:+.0%}", "0%")
+
+
+def _points(before: float | None, after: float | None) -> str:
+    if before is None or after is None:
+        return NOTHING
+    return _unless_nothing(f"{(after - before) * 100:+.1f}", "0.0") + " points"
+
+
+def _unless_nothing(signed: str, nothing: str) -> str:
+    """What is rounded to nothing has no sign."""
+    return nothing if signed[1:] == nothing else signed
 
 
 def _regate(found: Mapping[str, Any]) -> list[RenderableType]:

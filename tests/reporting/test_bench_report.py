@@ -2,11 +2,13 @@ import csv
 import io
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from hermes_iot.reporting import bench_figure, bench_plots
+from hermes_iot.reporting.bench_figure import ticks_of
 from hermes_iot.reporting.bench_plots import (
     LANES_MAX,
     ROWS_MAX,
@@ -216,7 +218,7 @@ def test_what_each_gate_would_have_sent_is_a_part_of_a_rows_own_iterations():
 def test_a_failed_cell_stands_at_the_top_with_its_command():
     failed = {"label": "ssp", "seed": 4, "why": "it broke", "command": "hermes-iot bench --only"}
     text = report(results(failed=[failed]), pictures={}, command="")
-    assert "**1 cells failed" in text
+    assert "**1 cell failed" in text
     assert "- ssp, seed 4: it broke - `hermes-iot bench --only`" in text
 
 
@@ -411,6 +413,19 @@ def test_a_line_is_the_median_over_seeds_while_all_of_them_run():
 def test_a_row_without_an_accuracy_has_no_line():
     assert lines_of(["x"], [curve("x", 0, [None, None])], across="time") == []
     assert lines_of(["y"], [], across="time") == []
+
+
+def test_ticks_are_round_numbers_of_one_unit_each():
+    assert [*ticks_of(4.9, 200.0, across="time").values()] == ["5 s", "10 s", "20 s", "30 s", "1 min", "2 min"]
+    assert [*ticks_of(1e5, 6e6, across="bytes").values()] == ["100 kB", "200 kB", "500 kB", "1 MB", "2 MB", "5 MB"]
+
+
+def test_a_range_of_seeds_is_named_where_there_are_several():
+    one = bench_figure.accuracy([shown("bsp", (0.5, 0.9))], targets=[0.9], across="time")["svg"]
+    two = [replace(shown("bsp", (0.5, 0.9)), seeds=2)]
+    assert b"range of seeds" not in one
+    assert b"range of seeds" in bench_figure.accuracy(two, targets=[0.9], across="time")["svg"]
+    assert [line.seeds for line in lines_of(["bsp"], PICTURES["curves"], across="time")] == [2]
 
 
 def test_shares_of_time_are_of_all_boards_together():
