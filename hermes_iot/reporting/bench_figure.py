@@ -22,7 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, PercentFormatter
 
 from hermes_iot.reporting.bench_plots import Line, time_shares
-from hermes_iot.reporting.terminal import clean
+from hermes_iot.reporting.terminal import clean, shortened
 from hermes_iot.reporting.units import format_bytes, format_seconds, format_share
 
 _COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -57,6 +57,7 @@ def accuracy(lines: Sequence[Line], *, targets: Sequence[float], across: str) ->
         best = max(value for line in lines for value in line.most)
         bottom = max(0.0, 1 - _DEPTH * (1 - min(targets[0], best)))
         top = best + max(0.05 * (best - bottom), 0.002)
+        names = shortened([clean(line.label, 400) for line in lines], _LABEL_MAX)
         for number, line in enumerate(lines):
             colour, dashes = _COLOURS[number % len(_COLOURS)], _DASHES[number // len(_COLOURS) % len(_DASHES)]
             axes.plot(
@@ -65,7 +66,7 @@ def accuracy(lines: Sequence[Line], *, targets: Sequence[float], across: str) ->
                 color=colour,
                 linestyle=dashes,
                 linewidth=1.8,
-                label=clean(line.label, _LABEL_MAX),
+                label=names[number],
                 zorder=3 - number / (1 + len(lines)),  # variants of a row, which come after it, do not hide it
             )
             axes.fill_between(line.x, line.least, line.most, color=colour, alpha=0.12, linewidth=0)
@@ -101,14 +102,13 @@ def gantt(
         heights = [0.75 + 0.17 * len(boards) for boards in strategies.values()]
         figure = _figure(10.0, sum(heights) + 0.8 + 0.2 * _missing(left_out).count("\n"))
         grid = figure.add_gridspec(len(strategies), 1, height_ratios=heights)
+        names = shortened([clean(label, 400) for label in strategies], _LABEL_MAX)
         for number, (label, boards) in enumerate(strategies.items()):
             axes = figure.add_subplot(grid[number, 0])
             _lanes(axes, boards)
             share = format_share(time_shares(boards)["train"])
             words = f", ended at {format_seconds(ends_s[label])}" if ends_s[label] < until_s else ""
-            axes.set_title(
-                f"{clean(label, _LABEL_MAX)}: boards train {share} of the time{words}", fontsize=11, loc="left"
-            )
+            axes.set_title(f"{names[number]}: boards train {share} of the time{words}", fontsize=11, loc="left")
             axes.set_xlim(0, max(ends_s.values()) or until_s)
             if number == len(strategies) - 1:
                 axes.set_xlabel("virtual time since the run began (s), first seed of each row" + _missing(left_out))

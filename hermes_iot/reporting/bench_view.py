@@ -15,7 +15,7 @@ from hermes_iot.reporting.bar import BarOrLines
 from hermes_iot.reporting.bench_report import findings
 from hermes_iot.reporting.bench_words import megabytes, percent, speedup
 from hermes_iot.reporting.parts import heading, indented, note
-from hermes_iot.reporting.terminal import Printable, clean
+from hermes_iot.reporting.terminal import Printable, clean, shortened
 from hermes_iot.reporting.units import NOTHING, format_number_of, format_seconds, format_share
 
 _NAME_MAX = 60
@@ -98,11 +98,12 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
     for word in ("strategy", "time", "seeds", "x BSP", "model MB", "of BSP's", "iter/push", "accuracy"):
         table.add_column(word, justify="left" if word == "strategy" else "right")
-    names = _nested([row["label"] for row in rows])
-    for row, name in zip(rows, names, strict=True):
+    labels = [row["label"] for row in rows]
+    nested = _nested(labels)
+    for row, full, name in zip(rows, nested, shortened([clean(one, 400) for one in nested], _NAME_MAX), strict=True):
         pushes, accuracy = row["iterations_per_push"]["median"], row["final_accuracy"]["median"]
         table.add_row(
-            Text(f"  {clean(name, _NAME_MAX)}" if name != row["label"] else clean(name, _NAME_MAX)),
+            Text(f"  {name}" if full != row["label"] else name),
             format_seconds(row["t_s"]["median"]),
             f"{row['reached']}/{row['seeds']}",
             speedup(row["speedup"]),

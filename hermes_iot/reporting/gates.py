@@ -73,8 +73,8 @@ def lines_of(found: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
         if count is None:
             lines.append((name, NOT_RECORDED, NOTHING, NOTHING, NOTHING))
         else:
-            shares = (_part(count[one], found) for one in ("pushes", "forced"))
-            lines.append((name, f"{count['pushes']:,}", *shares, f"{count['both']:,}"))
+            pushes, forced = (_part(count[one], found) for one in ("pushes", "forced"))
+            lines.append((name, f"{count['pushes']:,}", pushes, forced, f"{count['both']:,}"))
     return lines
 
 

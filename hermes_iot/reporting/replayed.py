@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from hermes_iot.reporting.parts import columns, heading, indented, note
 from hermes_iot.reporting.simulated import gates_part, is_modelled
 from hermes_iot.reporting.summary import DEVICES_MAX, WIDTH_MAX
-from hermes_iot.reporting.terminal import Printable, clean, shorten
+from hermes_iot.reporting.terminal import Printable, clean, shortened
 from hermes_iot.reporting.units import NOTHING, format_bytes, format_loss, format_seconds, format_share
 
 _NAME_MAX: Final = 20
@@ -82,8 +82,9 @@ def _regate(found: Mapping[str, Any]) -> list[RenderableType]:
     """The gate alone, fed with the recorded losses."""
     table = columns("device", "recorded iterations", "published", "this gate", "forced", "both")
     names = ("recorded", "published", "would_publish", "forced", "both")
-    for one in found["devices"][:DEVICES_MAX]:
-        table.add_row(shorten(clean(one["device"]), _NAME_MAX), *(f"{one[name]:,}" for name in names))
+    devices = found["devices"][:DEVICES_MAX]
+    for device, one in zip(shortened([clean(one["device"]) for one in devices], _NAME_MAX), devices, strict=True):
+        table.add_row(device, *(f"{one[name]:,}" for name in names))
     table.add_row("all", *(f"{found[name]:,}" for name in names), style="bold")
     lost = f"; {found['missing']:,} iterations were not recorded" if found["missing"] else ""
     return [

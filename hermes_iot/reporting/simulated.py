@@ -17,7 +17,7 @@ from hermes_iot.reporting.bar import BarOrLines
 from hermes_iot.reporting.gates import lines_of, notes_of
 from hermes_iot.reporting.parts import columns, heading, indented, note
 from hermes_iot.reporting.summary import DEVICES_MAX, WIDTH_MAX
-from hermes_iot.reporting.terminal import Printable, clean, labelled, shorten
+from hermes_iot.reporting.terminal import Printable, Wrapped, clean, shortened
 from hermes_iot.reporting.units import (
     NOTHING,
     format_bytes,
@@ -92,7 +92,7 @@ def render(document: Mapping[str, Any], console: Console, *, written: Path | Non
     names = [(name, clean(document[name], 60)) for name in ("task", "strategy", "fleet", "link", "seed")]
     parts: list[RenderableType] = [
         Text(f"Simulated {len(devices):,} of {document['boards']:,} boards", style="bold"),
-        indented(labelled(names)),
+        indented(Wrapped(names)),
         Padding(_outcome(document), (1, 0, 0, 2)),
         heading("Boards"),
         indented(_boards(devices)),
@@ -148,9 +148,10 @@ def _boards(devices: Sequence[Mapping[str, Any]]) -> Table:
     energy = any(one["energy_j"] is not None for one in devices)
     words = ("board", *(() if each else ("boards",)), "slowness", "iterations", "published", "training", "up", "down")
     table = columns(*words, *(["energy"] if energy else []))
-    for name, rows in by_name.items():
+    names = shortened([clean(name) for name in by_name], _NAME_MAX)
+    for name, rows in zip(names, by_name.values(), strict=True):
         table.add_row(
-            shorten(clean(name), _NAME_MAX),
+            name,
             *(() if each else (f"{len(rows):,}",)),
             format_factor(rows[0]["slowdown"]),
             format_count(sum(one["iterations"] for one in rows)),
