@@ -135,11 +135,15 @@ def _short(fields: Mapping[str, Any]) -> str:
 
 
 def _ended(fields: Mapping[str, Any]) -> str:
-    """Why, and how long it took; where the time was over the reason names it."""
-    end, real = fields["end"], format_seconds(fields["real_s"])
+    """When it came to its target, why it ended, and how long it took; where the time was over the reason names it.
+
+    A cell may run on long after its target, for the paper's rule, so its end alone would mislead.
+    """
+    end, real, last = fields["end"], format_seconds(fields["real_s"]), fields["reached"]
+    reached = f"{percent(last['target'])} after {format_seconds(last['reached']['t_s'])}; " if last["reached"] else ""
     if end["kind"] == "cap":
-        return f"ended after {clean(end['reason'])}, in {real}"
-    return f"{clean(end['reason'])}, {format_seconds(end['t_s'])} virtual in {real}"
+        return f"{reached}ended after {clean(end['reason'])}, in {real}"
+    return f"{reached}{clean(end['reason'])}, {format_seconds(end['t_s'])} virtual in {real}"
 
 
 def _left(fields: Mapping[str, Any]) -> str:

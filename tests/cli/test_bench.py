@@ -147,7 +147,8 @@ def test_a_comparison_that_is_stopped_says_what_is_kept_and_how_it_goes_on(capsy
     def interrupted(_plan, *, observe, **_options):
         observe("plan", {"cells": 4, "found": 1, "jobs": 1})
         end = {"kind": "target", "reason": "got there", "t_s": 1.0}
-        observe("finished", {"setting": "s", "label": "bsp", "seed": 0, "end": end, "real_s": 1.0, "left_s": None})
+        who = {"setting": "s", "label": "bsp", "seed": 0, "reached": {"target": 0.9, "reached": None}}
+        observe("finished", {**who, "end": end, "real_s": 1.0, "left_s": None})
         raise KeyboardInterrupt
 
     monkeypatch.setattr("hermes_iot.runtime.bench.run.run", interrupted)

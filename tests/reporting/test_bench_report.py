@@ -328,14 +328,17 @@ def test_variants_stand_under_their_strategy_and_fit_into_80_columns():
 
 END = {"kind": "target", "reason": "got there", "t_s": 90.0}
 CAP = {"kind": "cap", "reason": "3 virtual seconds", "t_s": 0.0}
-FINISHED = {"setting": "mnist", "label": "bsp [x]", "seed": 1, "end": END, "real_s": 5.0}
+LOST_IT = {"target": 0.95, "reached": None}
+FINISHED = {"setting": "mnist", "label": "bsp [x]", "seed": 1, "end": END, "reached": LOST_IT, "real_s": 5.0}
 
 
 def told(console):
     with Progress(console, plain=False) as progress:
         progress.on_event("plan", {"cells": 4, "found": 1, "jobs": 2})
         progress.on_event("started", {"setting": "mnist", "label": "bsp", "seed": 1})
-        progress.on_event("finished", {**FINISHED, "left_s": 65.0})
+        progress.on_event(
+            "finished", {**FINISHED, "left_s": 65.0, "reached": {"target": 0.95, "reached": effort(54.0)}}
+        )
         progress.on_event("finished", {**FINISHED, "end": CAP, "left_s": None})
         progress.on_event("failed", {**FINISHED, "why": "broke", "command": "hermes-iot bench"})
 
@@ -345,7 +348,7 @@ def test_progress_is_lines_where_there_is_no_terminal():
     told(Console(file=out, width=100))
     assert out.getvalue().splitlines() == [
         "4 cells, 1 of them finished before, 2 at a time",
-        "2/4 mnist, bsp [x], seed 1: got there, 1m30s virtual in 5.00 s, about 1m05s left",
+        "2/4 mnist, bsp [x], seed 1: 95 % after 54.0 s; got there, 1m30s virtual in 5.00 s, about 1m05s left",
         "3/4 mnist, bsp [x], seed 1: ended after 3 virtual seconds, in 5.00 s",
         "4/4 mnist, bsp [x], seed 1 failed: broke",
         "  to run it alone: hermes-iot bench",

@@ -197,6 +197,7 @@ def _do(
             {
                 **fields,
                 "end": result["end"],
+                "reached": numbers(result, cell.setting.workload.targets)["targets"][-1],
                 "real_s": result["real_s"],
                 "left_s": forecast.left_s([*left.values()], jobs=jobs),
             },
