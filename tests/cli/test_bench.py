@@ -109,7 +109,7 @@ def test_a_cell_that_fails_is_shown_and_told_by_the_exit_code(capsys, room):
         (["--strategies", "hermes-plus[momentum=7]"], "row 'hermes-plus[momentum=7]'"),
         (["--ablate", "--strategies", "bsp"], "contradict each other"),
         (["--strategies", ""], "--strategies names nothing"),
-        (["--seeds", ""], "--seeds '' is not understood"),
+        (["--seeds", ""], "--seeds names nothing"),
         (["--seeds", "one"], "--seeds 'one' is not understood"),
         (["--seeds", "-1"], "--seeds '-1' is not understood"),
         (["--seeds", "²"], "'²' is no whole number from 0"),
