@@ -65,9 +65,16 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
-    """Iterations that a gate would have pushed, and how many of these the run pushed, too."""
+    """Iterations that a gate would have pushed.
+
+    Attributes:
+        pushes: all of them.
+        forced: of these, those that its age alone decided; what the gate says of the update is the rest.
+        both: of these, those that the run pushed, too.
+    """
 
     pushes: int = 0
+    forced: int = 0
     both: int = 0
 
 
@@ -101,7 +108,7 @@ def start(rules: Rules) -> Counted:
 
 def add(before: Counted, seen: Seen, rules: Rules) -> Counted:
     """The next iteration. Where a finite one has no norm, the norm gate cannot be asked about any of them."""
-    fired: dict[Kind, bool] = {}
+    verdicts: dict[Kind, tuple[bool, str]] = {}
     states: dict[Gate, PairedGateState] = {}
     for kind, state in before.states.items():
         if kind == "norm" and seen.norm is None and math.isfinite(seen.loss):
@@ -110,13 +117,13 @@ def add(before: Counted, seen: Seen, rules: Rules) -> Counted:
         after, verdict = paired_gate.judge(state, config, loss=seen.loss, z=seen.z, norm=seen.norm)
         wanted = seen.norm if kind == "norm" else None
         states[kind] = paired_gate.pushed(after, norm=wanted) if verdict.fire else after
-        fired[kind] = verdict.fire
+        verdicts[kind] = verdict.fire, verdict.reason
     paper, answer = gate.observe(before.paper, seen.loss, rules.paper)
-    fired["z-score"] = answer.fire
+    verdicts["z-score"] = answer.fire, answer.reason
     return Counted(
         iterations=before.iterations + 1,
         published=before.published + seen.published,
-        counts={kind: _one_more(before.counts[kind], fires, seen.published) for kind, fires in fired.items()},
+        counts={kind: _one_more(before.counts[kind], *said, seen.published) for kind, said in verdicts.items()},
         states=states,
         paper=paper,
     )
@@ -125,7 +132,11 @@ def add(before: Counted, seen: Seen, rules: Rules) -> Counted:
 def total(parts: Mapping[Kind, Count], more: Mapping[Kind, Count]) -> dict[Kind, Count]:
     """Of two devices or sessions; what one of them cannot answer, both cannot."""
     return {
-        kind: Count(pushes=one.pushes + more[kind].pushes, both=one.both + more[kind].both)
+        kind: Count(
+            pushes=one.pushes + more[kind].pushes,
+            forced=one.forced + more[kind].forced,
+            both=one.both + more[kind].both,
+        )
         for kind, one in parts.items()
         if kind in more
     }
@@ -137,5 +148,9 @@ def _as(config: PairedGateConfig, kind: Gate) -> PairedGateConfig:
     return replace(config, kind=kind)
 
 
-def _one_more(count: Count, fires: bool, published: bool) -> Count:  # noqa: FBT001 - two facts of one iteration
-    return Count(pushes=count.pushes + fires, both=count.both + (fires and published))
+def _one_more(count: Count, fires: bool, reason: str, published: bool) -> Count:  # noqa: FBT001 - facts of one iteration
+    return Count(
+        pushes=count.pushes + fires,
+        forced=count.forced + (fires and reason == "age"),
+        both=count.both + (fires and published),
+    )

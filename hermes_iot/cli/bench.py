@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from hermes_iot.cli import logs, options
+from hermes_iot.cli.signals import Terminated
 from hermes_iot.domain import DataMode
 from hermes_iot.errors import HermesError, UsageError
 from hermes_iot.protocol.limits import INTEGER_MAX
@@ -41,7 +42,7 @@ def bench(
         typer.Option(
             "--preset",
             help="paper: the paper's comparison. fleets: other fleets, rows and links. gates: those of hermes-plus. "
-            "quick: digits, under a minute and a half. Other options win over a preset's.",
+            "quick: digits, under a minute and a half. Other options win over a preset's. [default: quick]",
         ),
     ] = None,
     ablate: Annotated[
@@ -51,7 +52,8 @@ def bench(
         str | None,
         typer.Option(
             "--workload",
-            help="digits-mlp, mnist-mlp, mnist-cnn, cifar-alexnet, occupancy; several with commas. [default: digits-mlp]",
+            help="digits-mlp, mnist-mlp, mnist-cnn, cifar-alexnet, occupancy; several with commas. "
+            "[default: digits-mlp, or the preset's]",
         ),
     ] = None,
     fleet: Annotated[
@@ -67,7 +69,9 @@ def bench(
         typer.Option(
             "--strategies",
             metavar="ROWS",
-            help='With commas: bsp, hermes-plus, "hermes-plus lean", "hermes[gate.alpha=-1]".',
+            help="With commas: a strategy, a row with a name such as 'hermes-plus lean', or name[key=value;…] with constants, "
+            "learning-rate or codec, such as 'hermes-plus[gate.z=2;codec=int8]'. "
+            "[default: bsp,hermes,hermes-plus,single,single averaged,bsp-tuned, or the preset's]",
         ),
     ] = None,
     only: Annotated[
@@ -133,14 +137,24 @@ def bench(
         virtual=virtual,
     )
     folder = out or Path("bench") / name
+    if preset is None and workload is None:
+        sys.stderr.write("neither a preset nor a workload is named: this is --preset quick, digits\n")
 
     from rich.console import Console
 
     from hermes_iot.reporting.bench_view import Progress
     from hermes_iot.runtime.bench.run import run
 
-    with Progress(Console(stderr=True), plain=plain) as progress:
-        done = run(plan, out=folder, data_dir=data_dir, jobs=jobs or os.cpu_count() or 1, observe=progress.on_event)
+    progress = Progress(Console(stderr=True), plain=plain)
+    try:
+        with progress:
+            done = run(plan, out=folder, data_dir=data_dir, jobs=jobs or os.cpu_count() or 1, observe=progress.on_event)
+    except (KeyboardInterrupt, Terminated):
+        kept = (
+            f"{progress.kept} of {progress.cells} cells are kept in {folder}" if progress.cells else "nothing was begun"
+        )
+        sys.stderr.write(f"stopped; {kept}, the same command goes on\n")
+        raise
     failed = any(one["failed"] for one in done.results["comparisons"])
     _show(done, folder, ok=not failed, command=_command(context), as_json=as_json)
     return HermesError.exit_code if failed else 0
@@ -206,8 +220,8 @@ def _plan(
         known = {name: getattr(part, name) for name in ("fleet", "link", "dirichlet", "targets", "patience")}
         one = Comparison(
             setting=_setting(part.workload, ablate=ablate, **{**_UNSAID, **known, **given}),
-            rows=_rows(chosen or part.strategies, ablate=ablate, only=only or part.only),
-            seeds=_seeds(seeds or part.seeds),
+            rows=_rows(part.strategies if chosen is None else chosen, ablate=ablate, only=only or part.only),
+            seeds=_seeds(part.seeds if seeds is None else seeds),
         )
         plan.setdefault(one.setting.name, one)  # where an option makes parts equal the first of them counts
     name = preset or (next(iter(plan)) if len(plan) == 1 else f"{len(plan)}-workloads")

@@ -41,6 +41,7 @@ def lead(
     """
     from rich.console import Console
 
+    from hermes_iot.reporting.gates import GateWords
     from hermes_iot.reporting.live import LiveView
     from hermes_iot.reporting.metrics import MetricsLog
     from hermes_iot.reporting.plots import plot_run
@@ -48,11 +49,13 @@ def lead(
 
     console = Console(stderr=as_json)
     run_dir.mkdir(parents=True, exist_ok=True)
+    words = GateWords()
     with MetricsLog(run_dir / "metrics.jsonl") as metrics, LiveView(console, plain=plain or as_json) as view:
 
         def on_record(event: str, fields: Mapping[str, Any]) -> None:
             metrics.on_record(event, fields)
             view.on_record(event, fields)
+            words.on_record(event, fields)
 
         runner = runner_of(on_record)
         manifest = runner.machine.manifest
@@ -63,13 +66,15 @@ def lead(
             broker=broker,
             fleet=runner.fleet,
         )
+        if runner.resumed_version is not None:
+            view.resumed(run=manifest.run, version=runner.resumed_version)
         with leaving(runner.stop) as caught:
             beside(runner)
             summary = runner.run()
     if summary is None:
         console.print(f"Stopped run {manifest.run} ({run_dir}).{' ' + resume if resume else ''}", markup=False)
         return caught.exit_code
-    summary["broker"] = broker
+    summary |= {"broker": broker, "gate_words": words.counts}
     write_summary(run_dir / "summary.json", summary)
     plot = plot_run(run_dir / "metrics.jsonl", run_dir / "progress.png")
     render(summary, console, plot=plot)

@@ -64,7 +64,7 @@ LagMax = Annotated[int | None, typer.Option("--lag-max", help="Updates older by 
 Chunk = Annotated[int, typer.Option("--chunk-bytes", help="Largest piece of a tensor message.")]
 Constants = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A strategy constant, e.g. --set gate.alpha=-1.0."),
+    typer.Option("--set", metavar="KEY=VALUE", help="A constant of the strategy; for hermes-plus e.g. --set gate.z=2."),
 ]
 ScoreOn = Annotated[
     str,
@@ -125,7 +125,7 @@ def run_config(
 
 
 def chosen_constants(strategy: str, words: Sequence[str], tables: Mapping[str, Any]) -> dict[str, Any]:
-    """A strategy's constants: its table in the file, with ``gate.alpha=-1`` words of the command line over it.
+    """A strategy's constants: its table in the file, with ``gate.z=2`` words of the command line over it.
 
     Raises:
         UsageError: a word without ``=``, or one that goes into something that is no table.
@@ -138,7 +138,7 @@ def chosen_constants(strategy: str, words: Sequence[str], tables: Mapping[str, A
         for part in path:
             node = node.setdefault(part, {}) if isinstance(node, dict) else None
         if not equals or not last or not isinstance(node, dict):
-            raise UsageError(f"--set {word!r} is not understood", mend="Write it like --set gate.alpha=-1.0")
+            raise UsageError(f"--set {word!r} is not understood", mend="Write it like --set gate.z=2")
         node[last] = _value(text)
     return chosen
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from hermes_iot.cli import logs, options, run_options
+from hermes_iot.cli.signals import Terminated
 from hermes_iot.cli.what_if import WhatIf
 from hermes_iot.errors import UsageError
 
@@ -44,7 +45,10 @@ def simulate(
     strategy: run_options.Strategy = "hermes-plus",
     virtual: Annotated[
         str | None,
-        typer.Option("--virtual", help=f"Stop after this virtual time, e.g. 150s or 2h. [default: {VIRTUAL}]"),
+        typer.Option(
+            "--virtual",
+            help=f"Stop after this virtual time, e.g. 150s or 2h. [default: {VIRTUAL}, with --from as long as the run]",
+        ),
     ] = None,
     hours: Annotated[float | None, typer.Option("--hours", help="The same in hours.")] = None,
     target_accuracy: run_options.Target = None,
@@ -55,7 +59,9 @@ def simulate(
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", help="shipped, indexed or local: who holds the rows. [default: shipped, for cost indexed]"
+            "--data",
+            help="shipped, indexed or local: who holds the rows. "
+            "[default: shipped, for cost indexed, with --dirichlet local, with --from the run's]",
         ),
     ] = None,
     dirichlet: Annotated[
@@ -124,16 +130,22 @@ def simulate(
         make_directory(out)
     equipment = equipment_of(settings, devices=boards.devices, data_dir=data_dir, dirichlet=dirichlet)
     begun = time.monotonic()
-    with Progress(Console(stderr=True), virtual_s=virtual_s, plain=plain, clock=time.monotonic) as progress:
-        outcome = run(
-            settings,
-            fleet=boards,
-            link=line,
-            bench=equipment.bench,
-            trainer_of=equipment.trainer_of,
-            until=SimLimits(virtual_s=virtual_s),
-            observe=progress.on_record,
-        )
+    modelled = task == _COST
+    progress = Progress(Console(stderr=True), virtual_s=virtual_s, plain=plain, modelled=modelled)
+    try:
+        with progress:
+            outcome = run(
+                settings,
+                fleet=boards,
+                link=line,
+                bench=equipment.bench,
+                trainer_of=equipment.trainer_of,
+                until=SimLimits(virtual_s=virtual_s),
+                observe=progress.on_record,
+            )
+    except (KeyboardInterrupt, Terminated):
+        sys.stderr.write(f"stopped at {progress.come}; nothing of it is kept\n")
+        raise
     document = {**outcome.document(), "link": Path(link).stem, "real_s": time.monotonic() - begun}
     if again is not None:
         document |= again.told(settings)

@@ -83,6 +83,11 @@ class WhatIf:
             told["regate"] = regate(recording.iterations, gate)
         if gates_of(recording.config) is not None:
             told["recorded_gates"] = counted(recording.iterations, recording.config, settings)
+        elif recording.config.telemetry == "full" and "regate" not in told:
+            told["no_gates"] = (
+                "which recorded iterations a gate would have pushed is told of runs of hermes-plus, and of runs of hermes"
+                f" that drew fresh or kept rows where hermes is asked for, too; this run was of {recording.config.strategy}"
+            )
         return told
 
 

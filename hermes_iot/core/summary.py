@@ -15,7 +15,11 @@ from hermes_iot.domain import Score
 def summary_of(
     members: Iterable[Member], tally: Tally, model: GlobalModel, *, test: Score, wall_s: float
 ) -> dict[str, Any]:
-    """JSON-able. `test` is the final model's score on the test rows."""
+    """JSON-able. `test` is the final model's score on the test rows.
+
+    `bytes_up` and `bytes_down` are the sums of what devices report of their own links; `bytes_by_kind` is counted at the
+    coordinator, where a keyframe that every device reads is one message.
+    """
     ordered = sorted(members, key=lambda member: member.index)
     totals = [member.totals() for member in ordered]
     iterations = sum(one.iterations for one in totals)

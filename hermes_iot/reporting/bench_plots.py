@@ -21,6 +21,10 @@ from hermes_iot.storage.atomic import write_atomic
 _GRID: Final = 400
 #: More boards than this are thinned out evenly.
 LANES_MAX: Final = 16
+#: Rows of a comparison whose boards are shown: more would be a picture that nobody scrolls to the end of.
+ROWS_MAX: Final = 8
+#: Shown before others where there are more.
+_FIRST: Final = ("bsp", "hermes", "hermes-plus")
 _DOINGS: Final = ("train", "wait", "off")
 
 
@@ -29,6 +33,7 @@ class Line:
     """A row's accuracy over time or bytes: median, least and most over its seeds, where all of them were still run."""
 
     label: str
+    seeds: int = 1
     x: tuple[float, ...]
     median: tuple[float, ...]
     least: tuple[float, ...]
@@ -40,11 +45,11 @@ def write_pictures(pictures: Mapping[str, Any], folder: Path) -> tuple[list[Path
 
     Args:
         pictures: ``name``, ``labels``, ``targets``, ``curves`` (each ``label``, ``seed``, ``t_s``, ``bytes``,
-            ``accuracy``), ``gantt`` (label -> board -> [start, end, doing]) and ``gantt_s``.
+            ``accuracy``), ``gantt`` (label -> board -> [start, end, doing]) and ``gantt_s``, up to which it goes.
         folder: where; names begin with the comparison's.
 
     Returns:
-        The files, and a sentence where there are none.
+        The files, and a sentence where some are missing.
 
     Raises:
         StorageError: one cannot be written.
@@ -55,19 +60,24 @@ def write_pictures(pictures: Mapping[str, Any], folder: Path) -> tuple[list[Path
         why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
         return [], f"no plots: matplotlib {why}; get it with {INSTALL}"
     drawn: dict[str, dict[str, bytes]] = {}
-    if pictures["curves"]:
-        for across in ("time", "bytes"):
-            lines = lines_of(pictures["labels"], pictures["curves"], across=across)
+    for across in ("time", "bytes"):
+        lines = lines_of(pictures["labels"], pictures["curves"], across=across)
+        if lines:
             drawn[across] = bench_figure.accuracy(lines, targets=pictures["targets"], across=across)
     if pictures["gantt"]:
-        lanes = {label: lanes_of(boards) for label, boards in pictures["gantt"].items()}
-        drawn["boards"] = bench_figure.gantt(lanes, until_s=pictures["gantt_s"])
+        shown, left_out = chosen([*pictures["gantt"]])
+        lanes = {label: lanes_of(pictures["gantt"][label]) for label in shown}
+        drawn["boards"] = bench_figure.gantt(lanes, until_s=pictures["gantt_s"], left_out=left_out)
     files = []
     for kind, images in drawn.items():
         for ending, image in images.items():
             files.append(folder / f"{pictures['name']}-{kind}.{ending}")
             write_atomic(files[-1], image)
-    return files, ""
+    idle = pictures["curves"] and not {"time", "bytes"} & drawn.keys()
+    return (
+        files,
+        f"no plots of accuracy for {pictures['name']}: its cells ended before a model was merged" if idle else "",
+    )
 
 
 def lines_of(labels: Sequence[str], curves: Sequence[Mapping[str, Any]], *, across: str) -> list[Line]:
@@ -80,6 +90,13 @@ def lines_of(labels: Sequence[str], curves: Sequence[Mapping[str, Any]], *, acro
         if own:
             lines.append(_line(label, own))
     return lines
+
+
+def chosen(labels: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The rows whose boards are shown, in the order of the table, and those left out where there are more."""
+    ranked = sorted(labels, key=lambda label: label not in _FIRST)
+    kept = set(ranked[:ROWS_MAX])
+    return [label for label in labels if label in kept], [label for label in labels if label not in kept]
 
 
 def lanes_of(boards: Mapping[str, Sequence[Sequence[Any]]]) -> dict[str, Sequence[Sequence[Any]]]:
@@ -113,6 +130,7 @@ def _line(label: str, own: Sequence[Sequence[tuple[float, float]]]) -> Line:
     values = [[_at(steps, x) for steps in own] for x in grid]
     return Line(
         label=label,
+        seeds=len(own),
         x=tuple(grid),
         median=tuple(statistics.median(one) for one in values),
         least=tuple(min(one) for one in values),

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from hermes_iot.reporting.bench_overview import overview
 from hermes_iot.reporting.bench_words import markdown, megabytes, percent, speedup, times
-from hermes_iot.reporting.gates import OPEN_LOOP, shares_of
-from hermes_iot.reporting.units import NOTHING, format_factor, format_seconds, format_share
+from hermes_iot.reporting.gates import FORCED, OPEN_LOOP, loss_of, shares_of
+from hermes_iot.reporting.units import NOTHING, format_factor, format_number_of, format_seconds, format_share
 
 REFERENCE: Final = "bsp"
 ALONE: Final = "single"
@@ -196,7 +196,8 @@ def cells_of(row: Mapping[str, Any]) -> tuple[str, ...]:
 def _setup(setup: Mapping[str, Any]) -> Iterator[str]:
     fleet, link = setup["fleet"], setup["link"]
     groups = ", ".join(f"{group['count']} x {group['slowness']:g}" for group in fleet["groups"])
-    yield f"- task `{setup['task']}`, {setup['train_rows']:,} training rows, data {setup['data']}"
+    modelled = ": nothing was trained, losses and accuracies are modelled" if setup["modelled"] else ""
+    yield f"- task `{setup['task']}`, {setup['train_rows']:,} training rows, data {setup['data']}{modelled}"
     yield (
         f"- fleet `{fleet['name']}`: {fleet['boards']} boards, boards x slowness {groups}; a mini-batch takes"
         f" {format_seconds(fleet['batch_s'])} at slowness 1, noise {fleet['jitter']:g}"
@@ -224,7 +225,7 @@ def _words(constants: Mapping[str, Any], where: str = "") -> str:
 def _failed(failed: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if failed:
         yield ""
-        yield f"**{len(failed)} cells failed and are missing below:**"
+        yield f"**{format_number_of(len(failed), 'cell')} failed and missing below:**"
         yield ""
     for one in failed:
         yield f"- {one['label']}, seed {one['seed']}: {one['why']} - `{one['command']}`"
@@ -272,7 +273,7 @@ def _gates(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield ""
     yield (
         "Part of a row's own iterations, all seeds together, until its cells ended; what a gate decides by is not"
-        f" recorded where it was not measured. It is {OPEN_LOOP}. z-score is the paper's gate, on the losses of training."
+        f" recorded where it was not measured. It is {OPEN_LOOP}. In brackets, {FORCED}. {loss_of(next(iter(by_label.values()))[0])}."
     )
     yield ""
     shares = {label: shares_of(several) for label, several in by_label.items()}

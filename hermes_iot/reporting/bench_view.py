@@ -7,55 +7,72 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
 from rich.text import Text
 
 from hermes_iot.reporting.bar import BarOrLines
 from hermes_iot.reporting.bench_report import findings
 from hermes_iot.reporting.bench_words import megabytes, percent, speedup
 from hermes_iot.reporting.parts import heading, indented, note
-from hermes_iot.reporting.terminal import Printable, clean
-from hermes_iot.reporting.units import NOTHING, format_seconds, format_share
+from hermes_iot.reporting.terminal import Printable, clean, shortened
+from hermes_iot.reporting.units import NOTHING, format_number_of, format_seconds, format_share
 
 _NAME_MAX = 60
 _SENTENCE_MAX = 1000
 
 
 class Progress(BarOrLines):
-    """A bar on a terminal, else a line for each cell.
+    """A bar on a terminal, with the time gone by and the cells that are running, else a line for each cell.
 
     Args:
         console: where; stderr, as stdout is for what came of it.
         plain: lines even on a terminal.
+
+    Attributes:
+        cells: how many there are; 0 while that is not known.
+        kept: those of them that are finished and stored.
     """
 
     def __init__(self, console: Console, *, plain: bool) -> None:
-        super().__init__(console, BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), plain=plain)
+        # Words are cut at the right edge: a bar of two lines would flicker.
+        words = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
+        super().__init__(console, BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), words, plain=plain)
+        self.cells = 0
+        self.kept = 0
         self._done = 0
-        self._cells = 0
+        self._running: list[str] = []
+        self._left = ""
 
     def on_event(self, event: str, fields: Mapping[str, Any]) -> None:
         """What `runtime.bench.run` tells."""
         if event == "plan":
-            self._cells, self._done = fields["cells"], fields["found"]
+            self.cells = fields["cells"]
+            self.kept = self._done = fields["found"]
             found = f", {fields['found']} of them finished before" if fields["found"] else ""
-            self._say(f"{fields['cells']} cells{found}, {fields['jobs']} at a time")
+            self._say(f"{format_number_of(self.cells, 'cell')}{found}, {fields['jobs']} at a time")
         elif event == "spoilt":
             self._say(f"{_who(fields)} is run again: {clean(fields['path'], 400)} is not as it was written")
+        elif event == "started":
+            self._running.append(_short(fields))
         elif event == "finished":
-            self._done += 1
-            took = f"{format_seconds(fields['end']['t_s'])} virtual in {format_seconds(fields['real_s'])}"
-            self._say(
-                f"{self._done}/{self._cells} {_who(fields)}: {clean(fields['end']['reason'])}, {took}{_left(fields)}"
-            )
+            self._over(fields)
+            self.kept += 1
+            self._left = _left(fields)
+            self._say(f"{self._done}/{self.cells} {_who(fields)}: {_ended(fields)}{self._left}")
         elif event == "failed":
-            self._done += 1
-            self._say(f"{self._done}/{self._cells} {_who(fields)} failed: {clean(fields['why'])}")
+            self._over(fields)
+            self._say(f"{self._done}/{self.cells} {_who(fields)} failed: {clean(fields['why'])}")
             self._say(f"  to run it alone: {clean(fields['command'], 400)}")
         if self._bar is not None:
-            words = f"{_left(fields).lstrip(', ')}" if event == "finished" else None
-            self._bar.update(self._task, total=self._cells, completed=self._done, description=words)
+            running = f"running: {'; '.join(self._running)}" if self._running else ""
+            words = "; ".join(one for one in (self._left.lstrip(", "), running) if one)
+            self._bar.update(self._task, total=self.cells, completed=self._done, description=words)
+
+    def _over(self, fields: Mapping[str, Any]) -> None:
+        self._done += 1
+        if _short(fields) in self._running:
+            self._running.remove(_short(fields))
 
     def _say(self, words: str) -> None:
         self._console.print(words, markup=False, highlight=False, soft_wrap=True)
@@ -83,11 +100,12 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
     for word in ("strategy", "time", "seeds", "x BSP", "model MB", "of BSP's", "iter/push", "accuracy"):
         table.add_column(word, justify="left" if word == "strategy" else "right")
-    names = _nested([row["label"] for row in rows])
-    for row, name in zip(rows, names, strict=True):
+    labels = [row["label"] for row in rows]
+    nested = _nested(labels)
+    for row, full, name in zip(rows, nested, shortened([clean(one, 400) for one in nested], _NAME_MAX), strict=True):
         pushes, accuracy = row["iterations_per_push"]["median"], row["final_accuracy"]["median"]
         table.add_row(
-            Text(f"  {clean(name, _NAME_MAX)}" if name != row["label"] else clean(name, _NAME_MAX)),
+            Text(f"  {name}" if full != row["label"] else name),
             format_seconds(row["t_s"]["median"]),
             f"{row['reached']}/{row['seeds']}",
             speedup(row["speedup"]),
@@ -112,6 +130,22 @@ def _nested(labels: Sequence[str]) -> list[str]:
 def _who(fields: Mapping[str, Any]) -> str:
     setting = f"{fields['setting']}, " if "setting" in fields else ""
     return f"{setting}{fields['label']}, seed {fields['seed']}"
+
+
+def _short(fields: Mapping[str, Any]) -> str:
+    return f"{clean(fields['label'], _NAME_MAX)}, seed {fields['seed']}"
+
+
+def _ended(fields: Mapping[str, Any]) -> str:
+    """When it came to its target, why it ended, and how long it took; where the time was over the reason names it.
+
+    A cell may run on long after its target, for the paper's rule, so its end alone would mislead.
+    """
+    end, real, last = fields["end"], format_seconds(fields["real_s"]), fields["reached"]
+    reached = f"{percent(last['target'])} after {format_seconds(last['reached']['t_s'])}; " if last["reached"] else ""
+    if end["kind"] == "cap":
+        return f"{reached}ended after {clean(end['reason'])}, in {real}"
+    return f"{reached}{clean(end['reason'])}, {format_seconds(end['t_s'])} virtual in {real}"
 
 
 def _left(fields: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hermes_iot.reporting.overview import Row
-from hermes_iot.reporting.terminal import shorten
+from hermes_iot.reporting.terminal import shortened
 from hermes_iot.reporting.units import NOTHING, format_count, format_factor, format_seconds
 
 _NAME_MIN: Final = 10
@@ -85,8 +85,8 @@ def device_table(rows: Sequence[Row], width: int) -> Table:
         table.add_column(
             column.head, width=column.width, no_wrap=True, justify="left" if column.justify == "left" else "right"
         )
-    for row in rows:
-        table.add_row(Text(shorten(row.device, name_width)), *(column.cell(row) for column in columns))
+    for name, row in zip(shortened([row.device for row in rows], name_width), rows, strict=True):
+        table.add_row(Text(name), *(column.cell(row) for column in columns))
     return table
 
 

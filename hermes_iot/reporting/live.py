@@ -82,6 +82,16 @@ class LiveView:
             else:
                 self._draw(self._clock())
 
+    def resumed(self, *, run: str, version: int) -> None:
+        """The run is not a new one; after `title`."""
+        with self._lock:
+            self.overview.version = version
+            self._news = f"resumed run {clean(run)} at model version {version}"
+            if self._plain:
+                self._say(self._news)
+            else:
+                self._draw(self._clock())
+
     def on_record(self, event: str, fields: Mapping[str, Any]) -> None:
         """One record of the coordinator."""
         with self._lock:
@@ -171,9 +181,9 @@ def _foot(seen: Overview) -> list[Text]:
     return [
         labelled(
             [
-                ("iterations", format_count(seen.iterations)),
-                ("published", f"{format_count(seen.published)} ({format_share(seen.share)})"),
-                ("applied", f"{format_count(seen.applied)}{_refusals(seen)}"),
+                ("iterations reported", format_count(seen.iterations)),
+                ("published of these", format_share(seen.share)),
+                ("updates applied", f"{format_count(seen.applied)}{_refusals(seen)}"),
             ]
         ),
         labelled(
@@ -183,7 +193,7 @@ def _foot(seen: Overview) -> list[Text]:
 
 
 def _quality(seen: Overview) -> list[tuple[str, str]]:
-    if seen.version == 0:
+    if not seen.merged:
         return [("validation", "no update yet")]
     pairs = []
     if seen.accuracy is not None:
@@ -201,8 +211,9 @@ def _refusals(seen: Overview) -> str:
 
 def _progress_line(seen: Overview) -> str:
     accuracy = f"accuracy {format_share(seen.accuracy)}, " if seen.accuracy is not None else ""
-    quality = f"{accuracy}loss {format_loss(seen.loss)}" if seen.version else "no update yet"
+    quality = f"{accuracy}loss {format_loss(seen.loss)}" if seen.merged else "no update yet"
+    # Two counts, not a part of each other: a device's report is older than its newest updates.
     return (
-        f"model {seen.version}: {quality}; {seen.online} online; {seen.published} of {seen.iterations} iterations"
-        f" published; up {format_bytes(seen.bytes_up)}, down {format_bytes(seen.bytes_down)}"
+        f"model {seen.version}: {quality}; {seen.online} online; {seen.iterations} iterations reported,"
+        f" {seen.applied} updates applied; up {format_bytes(seen.bytes_up)}, down {format_bytes(seen.bytes_down)}"
     )

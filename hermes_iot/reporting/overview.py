@@ -17,7 +17,8 @@ class Row:
     """One device.
 
     Attributes:
-        reported: updates published, by its own last report; `applied`: since this process began to watch.
+        iterations, published: by its own last report, which may be a second old.
+        applied: since this process began to watch, by the coordinator's count: often ahead of the report.
         noted_s: when something last happened to it besides training: it came, left, was re-sized or waited for no longer.
         allotted: rows and mini-batch asked of it, while `samples` and `batch` are in force; None = not heard of yet.
     """
@@ -30,7 +31,7 @@ class Row:
     batch: int = 0
     iteration_s: float = 0.0
     iterations: int = 0
-    reported: int = 0
+    published: int = 0
     applied: int = 0
     z: float | None = None
     threshold: float | None = None
@@ -38,17 +39,13 @@ class Row:
     noted_s: float = -math.inf
     allotted: tuple[int, int] | None = None
 
-    @property
-    def published(self) -> int:
-        """Updates it published: what it last reported, or what has been applied since, if that is more."""
-        return max(self.reported, self.applied)
-
 
 @dataclass(slots=True, kw_only=True)
 class Overview:
     """Mutable; feed it every record in order.
 
     Attributes:
+        merged: an update has been merged since this process began to watch, so there is a loss to tell.
         bytes_up, bytes_down: payload bytes through the coordinator at the newest merge.
         dropped: updates that were not applied, by outcome; `refused`: other messages, by reason.
         reason: why the run ended; empty while it goes on.
@@ -57,6 +54,7 @@ class Overview:
     rows: dict[str, Row] = field(default_factory=dict)
     elapsed_s: float = 0.0
     version: int = 0
+    merged: bool = False
     accuracy: float | None = None
     loss: float | None = None
     best_accuracy: float | None = None
@@ -76,19 +74,18 @@ class Overview:
 
     @property
     def iterations(self) -> int:
-        """Local iterations of all devices."""
+        """Local iterations that devices have reported."""
         return sum(row.iterations for row in self.rows.values())
 
     @property
     def published(self) -> int:
-        """Updates published by all devices."""
+        """Those of them that were published."""
         return sum(row.published for row in self.rows.values())
 
     @property
     def share(self) -> float | None:
-        """Published updates to local iterations, as far as reported; both stand in the same report."""
-        iterations = self.iterations
-        return sum(row.reported for row in self.rows.values()) / iterations if iterations else None
+        """Published updates to local iterations; both stand in the same reports."""
+        return self.published / self.iterations if self.iterations else None
 
     def take(self, event: str, fields: Mapping[str, Any]) -> str:
         """One record; what a person should hear of it, or nothing."""
@@ -156,13 +153,14 @@ class Overview:
     def _reported(self, fields: Mapping[str, Any]) -> None:
         row = self._row(fields)
         row.online, row.phase, row.gate = fields["online"], fields["phase"], clean(fields["gate"], 16)
-        row.iterations, row.reported = fields["iterations"], fields["published"]
+        row.iterations, row.published = fields["iterations"], fields["published"]
         row.iteration_s, row.z, row.threshold = fields["iteration_s"], fields["z"], fields["threshold"]
         if fields["samples"]:
             row.samples, row.batch = fields["samples"], fields["batch"]
 
     def _merged(self, fields: Mapping[str, Any]) -> None:
         self._row(fields).applied += 1
+        self.merged = True
         self.version, self.applied = fields["version"], fields["applied"]
         self.bytes_up, self.bytes_down = fields["bytes_up"], fields["bytes_down"]
         self.accuracy, self.loss = _number(fields["accuracy"]), _number(fields["loss"])

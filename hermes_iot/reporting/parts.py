@@ -24,8 +24,11 @@ def note(words: str) -> RenderableType:
 
 
 def columns(*words: str) -> Table:
-    """An empty table: the first column and those without a word hold text, the others numbers."""
+    """An empty table: the first column and those without a word hold text, the others numbers.
+
+    Text of a later column is wrapped rather than cut.
+    """
     table = Table(box=None, pad_edge=False, show_header=any(words), header_style="dim")
     for number, word in enumerate(words):
-        table.add_column(word, justify="right" if number and word else "left", no_wrap=True)
+        table.add_column(word, justify="right" if number and word else "left", no_wrap=not number or bool(word))
     return table

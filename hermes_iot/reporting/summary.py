@@ -9,7 +9,7 @@ against this run; the text says so beside the numbers.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,10 +18,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from hermes_iot.reporting.gates import forced_of
 from hermes_iot.reporting.metrics import finite
 from hermes_iot.reporting.parts import heading, indented, note
 from hermes_iot.reporting.plots import Plotted
-from hermes_iot.reporting.terminal import Printable, clean, labelled, shorten
+from hermes_iot.reporting.terminal import Printable, Wrapped, clean, shortened
 from hermes_iot.reporting.units import (
     NOTHING,
     format_bytes,
@@ -74,7 +75,9 @@ def render(summary: Mapping[str, Any], console: Console, *, plot: Plotted | None
         _iterations(summary, devices[:DEVICES_MAX]),
         _left_out(devices),
         _emulated(devices),
+        _lagging(devices),
         _received(summary),
+        _forced(summary),
         _excused(devices),
         heading("Allocation and iteration time, first to last"),
         _allocations(devices[:DEVICES_MAX]),
@@ -110,7 +113,7 @@ def _outcome(summary: Mapping[str, Any]) -> list[RenderableType]:
     names = [(name, clean(summary.get(name, ""), 60)) for name in ("task", "strategy", "fleet", "seed", "broker")]
     return [
         Text(f"Run {clean(summary['run'])}", style="bold"),
-        *(indented(labelled(pairs)) for pairs in (names[:4], names[4:]) if any(value for _name, value in pairs)),
+        *(indented(Wrapped(pairs)) for pairs in (names[:4], names[4:]) if any(value for _name, value in pairs)),
         Padding(table, (1, 0, 0, 2)),
     ]
 
@@ -124,9 +127,9 @@ def _bold(value: str, rest: str) -> Text:
 
 def _iterations(summary: Mapping[str, Any], devices: Sequence[Mapping[str, Any]]) -> RenderableType:
     table = _table("device", "emulated", "local iterations", "published", "share", "applied", totals=True)
-    for one in devices:
+    for name, one in _named(devices):
         counts = (one["iterations"], one["updates_published"], one["updates_applied"])
-        _row(table, _name(one), _slowdown(one), *_counts(*counts))
+        _row(table, name, _slowdown(one), *_counts(*counts))
     totals = (summary["iterations"], summary["updates_published"], summary["updates_applied"])
     table.columns[0].footer = "total"
     for column, text in zip(table.columns[2:], _counts(*totals), strict=True):
@@ -145,6 +148,15 @@ def _emulated(devices: Sequence[Mapping[str, Any]]) -> RenderableType:
     return note("emulated: the process pauses after each iteration, so that it takes so many times as long")
 
 
+def _lagging(devices: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Two sides count; where one is ahead of the other it must not look like an error."""
+    if all(one["updates_applied"] <= one["updates_published"] for one in devices):
+        return ""
+    return note(
+        "iterations and published are the devices' last reports; applied, the coordinator's count, may be ahead"
+    )
+
+
 def _received(summary: Mapping[str, Any]) -> RenderableType:
     fates = " + ".join(
         f"{summary[f'updates_{fate}']:,} {fate}" for fate in ("applied", "duplicate", "stale", "rejected")
@@ -154,9 +166,15 @@ def _received(summary: Mapping[str, Any]) -> RenderableType:
     return indented(Text(f"{words} (reasons: {reasons})" if reasons else words))
 
 
+def _forced(summary: Mapping[str, Any]) -> RenderableType:
+    """Whether the gate decided or the age; a summary made elsewhere may not know."""
+    words = forced_of(summary.get("gate_words", {}))
+    return indented(Text(words)) if words else ""
+
+
 def _excused(devices: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Whom nobody waited for at the end, and why."""
-    reasons = [f"{_name(one)} ({clean(one['excused'], 60)})" for one in devices if one.get("excused")]
+    reasons = [f"{name} ({clean(one['excused'], 60)})" for name, one in _named(devices) if one.get("excused")]
     more = f" and {len(reasons) - DEVICES_MAX} more" if len(reasons) > DEVICES_MAX else ""
     return note(f"not waited for any more: {', '.join(reasons[:DEVICES_MAX])}{more}") if reasons else ""
 
@@ -167,11 +185,11 @@ def _excused(devices: Sequence[Mapping[str, Any]]) -> RenderableType:
 def _allocations(devices: Sequence[Mapping[str, Any]]) -> RenderableType:
     table = _table("device", "data rows", "mini-batch", "iteration time")
     table.columns[-1].justify = "left"
-    for one in devices:
+    for name, one in _named(devices):
         measured = bool(one["samples_before"])
         rows = _change(one["samples_before"], one["samples"], str) if measured else str(one["samples"])
         batch = _change(one["batch_before"], one["batch"], str) if measured else str(one["batch"])
-        _row(table, _name(one), rows, batch, _iteration_time(one))
+        _row(table, name, rows, batch, _iteration_time(one))
     return indented(table)
 
 
@@ -263,8 +281,8 @@ def _row(table: Table, *cells: str | Text) -> None:
     table.add_row(*(Text(one) if isinstance(one, str) else one for one in cells))
 
 
-def _name(one: Mapping[str, Any]) -> str:
-    return shorten(clean(one["device"], 64), _NAME_MAX)
+def _named(devices: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    return zip(shortened([clean(one["device"], 64) for one in devices], _NAME_MAX), devices, strict=True)
 
 
 def _slowdown(one: Mapping[str, Any]) -> Text:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Final
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.segment import Segment
 from rich.text import Text
@@ -43,6 +45,19 @@ def shorten(name: str, width: int) -> str:
     return f"{name[: width - 1 - tail]}…{name[len(name) - tail :]}"
 
 
+def shortened(names: Sequence[str], width: int) -> list[str]:
+    """`shorten` for names that stand beside each other: those that would look alike end with a number of their own."""
+    short = [shorten(name, width) for name in names]
+    alike = {one for one, count in Counter(short).items() if count > 1}
+    counts: Counter[str] = Counter()
+    for place, (name, one) in enumerate(zip(names, short, strict=True)):
+        if one in alike and one != name:
+            counts[one] += 1
+            mark = f"#{counts[one]}"
+            short[place] = shorten(name, width - len(mark)) + mark
+    return short
+
+
 def labelled(pairs: Iterable[tuple[str, str]]) -> Text:
     """``run x   fleet y``: labels dim, values bold, on one line that is cut rather than wrapped."""
     line = Text(no_wrap=True, overflow="ellipsis")
@@ -52,6 +67,22 @@ def labelled(pairs: Iterable[tuple[str, str]]) -> Text:
             line.append(f"{label} ", style="dim")
             line.append(value, style="bold")
     return line
+
+
+class Wrapped:
+    """`labelled`, in as many lines as it takes; a label stays with its value."""
+
+    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
+        self._pairs = [pair for pair in pairs if pair[1]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        line: list[tuple[str, str]] = []
+        for pair in self._pairs:
+            if line and cell_len(labelled([*line, pair]).plain) > options.max_width:
+                yield labelled(line)
+                line = []
+            line.append(pair)
+        yield labelled(line)
 
 
 class Printable:

@@ -92,6 +92,11 @@ def format_count(count: int) -> str:
     return f"{count:.0e}"
 
 
+def format_number_of(count: int, what: str) -> str:
+    """``1 cell``, ``1,200 cells``."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def format_factor(factor: float) -> str:
     """``8x``, ``2.5x``, ``12.3x``, ``150x``: how many times."""
     digits = _three_digits(factor)

@@ -86,7 +86,17 @@ def _codec(codec: Codec, option: str, *, displacement: bool) -> Codec:
 
 
 def first_size(config: RunConfig, bench: Bench, regime: Regime, otherwise: Sizing) -> Sizing:
-    """Size of a device that was not measured yet. A walk begins with rows for a few of its first iterations."""
+    """Size of a device that was not measured yet. A walk begins with rows for a few of its first iterations.
+
+    Raises:
+        UsageError: a person named more rows than there are.
+    """
+    if config.samples is not None and 0 < bench.rows < config.samples:
+        raise UsageError(
+            f"--samples {config.samples} is more than there is",
+            why=f"task {config.task} has {bench.rows:,} rows to train on",
+            mend=f"Give at most {bench.rows}",
+        )
     batch = config.batch or regime.batch or bench.defaults.batch or otherwise.batch
     if regime.steps:
         return Sizing(samples=config.samples or regime.samples or regime.steps * batch, batch=batch, steps=regime.steps)

@@ -10,11 +10,12 @@ import difflib
 import importlib
 import importlib.metadata
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Final
+from types import ModuleType, UnionType
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 from hermes_iot.algorithms.strategies import STRATEGIES
 from hermes_iot.algorithms.strategies.base import Strategy
@@ -55,9 +56,43 @@ class Found:
         try:
             config = from_mapping(constants, kind)
         except ProtocolError as error:
-            raise UsageError(f"a constant of strategy {self.name!r} cannot be used", why=str(error)) from error
+            why = _wanted(str(error), constants, kind) or str(error)
+            raise UsageError(f"a constant of strategy {self.name!r} cannot be used", why=why) from error
         info = StrategyInfo(name=self.name, source_sha256=self.source_sha256, constants=to_mapping(config))
         return self.module.build_strategy(config), info
+
+
+#: Where the decoder found what it did not expect.
+_WHERE: Final = re.compile(r"at `\$\.([\w.]+)`")
+_TYPES: Final[Mapping[Any, str]] = {
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    str: "a word",
+    type(None): "none",
+}
+
+
+def _wanted(error: str, constants: Mapping[str, Any], kind: Any) -> str:
+    """What a constant of the wrong type must be, in words; empty where the decoder's own words are the best there are."""
+    found = _WHERE.search(error)
+    value: Any = constants
+    for name in found[1].split(".") if found is not None else ():
+        hints = get_type_hints(kind) if is_dataclass(kind) else {}
+        if name not in hints or not isinstance(value, Mapping) or name not in value:
+            return ""
+        kind, value = hints[name], value[name]
+    words = [*dict.fromkeys(_options(kind))]  # "none" may be a word and a missing value
+    return f"{found[1]} is {value!r:.60}; it must be {' or '.join(words)}" if found is not None and all(words) else ""
+
+
+def _options(kind: Any) -> tuple[str, ...]:
+    """Of a type, or of each of a union's."""
+    if get_origin(kind) is Literal:
+        return tuple(str(one) for one in get_args(kind))
+    if get_origin(kind) in {Union, UnionType}:
+        return tuple(word for one in get_args(kind) for word in _options(one))
+    return (_TYPES.get(kind, ""),)
 
 
 def resolve(name: str, *, trusted: bool = True) -> Found:

@@ -76,7 +76,13 @@ def make_directory(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise storage_error(error, f"cannot create {directory}", directory.parent) from error
+        what = f"cannot create {directory}"
+        there = next((one for one in (directory, *directory.parents) if os.access(one, os.F_OK)), directory.parent)
+        if not there.is_dir():
+            raise StorageError(what, why=f"{there} is a file", mend="Give a directory") from error
+        if error.errno == errno.ENOENT:  # parents were to be made: a file system such as /proc refuses so
+            raise StorageError(what, why=f"nothing can be created in {there}", mend="Give another directory") from error
+        raise storage_error(error, what, there) from error
 
 
 def backup_of(path: Path) -> Path:

@@ -43,7 +43,14 @@ def test_a_gate_fires_first_and_then_by_the_z_that_the_run_recorded():
 def test_an_age_is_counted_from_the_gates_own_pushes():
     """tau = 3: first at 1; 2 and 3 are too young, 4 is forced; then 2.0 at 5 fires, so the next is forced at 8."""
     state = counted([seen(z) for z in (None, 0, 0, 0, 2, 0, 0, 0)], max_age=3)
-    assert pushes(state)["paired"] == 4
+    assert state.counts["paired"] == Count(pushes=4, forced=2)
+    assert state.counts["none"] == Count(pushes=8, forced=0)
+
+
+def test_a_push_that_the_papers_gate_forces_is_told_apart():
+    """Losses that rise never stand out below, so tau = 2 alone pushes at 2 and 4."""
+    state = counted([seen(loss=loss) for loss in (1.0, 2.0, 3.0, 4.0)], paper=GateConfig(max_age=2))
+    assert state.counts["z-score"] == Count(pushes=2, forced=2)
 
 
 def test_lengths_are_held_against_those_that_the_norm_gate_would_have_pushed():
@@ -91,8 +98,9 @@ def test_a_strict_test_without_rows_fires_as_it_does_in_a_run():
 
 
 def test_sums_leave_out_what_one_of_them_cannot_answer():
-    one = {"none": Count(pushes=2, both=1), "norm": Count(pushes=1)}
-    assert gate_counts.total(one, {"none": Count(pushes=3, both=2)}) == {"none": Count(pushes=5, both=3)}
+    one = {"none": Count(pushes=2, forced=1, both=1), "norm": Count(pushes=1)}
+    more = {"none": Count(pushes=3, forced=2, both=2)}
+    assert gate_counts.total(one, more) == {"none": Count(pushes=5, forced=3, both=3)}
 
 
 @pytest.mark.parametrize("kind", ["paired", "strict", "norm", "coin", "none"])
@@ -101,13 +109,14 @@ def test_the_gate_that_ran_would_push_what_it_pushed(kind, budget):
     """Fed with its own verdicts of a course of lengths and gains."""
 
     config = PairedGateConfig(kind=kind, budget=budget, z=2.0, max_age=4)
-    state, iterations = start(config), []
+    state, iterations, forced = start(config), [], 0
     for number in range(40):
         gain = Gain(mean=math.sin(number), std=2.0, rows=64) if kind in {"paired", "strict"} else None
         norm, loss = 2 + math.cos(1.3 * number), 1 / (1 + number)
         state, verdict = observe(state, config, loss=loss, gain=gain, norm=norm)
         state = pushed(state, norm=norm if kind == "norm" else None) if verdict.fire else state
         iterations.append(Seen(loss=loss, z=verdict.z, norm=norm, published=verdict.fire))
+        forced += verdict.reason == "age"
     found = counted(iterations, tested=kind, max_age=4, budget=budget)
-    assert found.counts[kind] == Count(pushes=found.published, both=found.published)
+    assert found.counts[kind] == Count(pushes=found.published, forced=forced, both=found.published)
     assert found.published == sum(one.published for one in iterations) > 5

@@ -8,8 +8,10 @@ import textwrap
 import pytest
 
 from hermes_iot.cli import main
+from hermes_iot.cli.app import command
 from hermes_iot.errors import UsageError
-from hermes_iot.runtime.bench.presets import PRESETS
+from hermes_iot.runtime.bench.presets import PRESETS, STRATEGIES
+from hermes_iot.runtime.bench.rows import row_of
 
 FLEET = """
     batch_s = 0.01
@@ -106,6 +108,8 @@ def test_a_cell_that_fails_is_shown_and_told_by_the_exit_code(capsys, room):
         (["--strategies", "hermes-pluss"], "Did you mean 'hermes-plus'?"),
         (["--strategies", "hermes-plus[momentum=7]"], "row 'hermes-plus[momentum=7]'"),
         (["--ablate", "--strategies", "bsp"], "contradict each other"),
+        (["--strategies", ""], "--strategies names nothing"),
+        (["--seeds", ""], "--seeds names nothing"),
         (["--seeds", "one"], "--seeds 'one' is not understood"),
         (["--seeds", "-1"], "--seeds '-1' is not understood"),
         (["--seeds", "²"], "'²' is no whole number from 0"),
@@ -144,6 +148,38 @@ def test_an_ablation_switches_one_part_off_at_a_time(capsys, room):
     assert labels[:2] == ["bsp", "hermes-plus"]
     assert {"hermes-plus - momentum", "hermes-plus + barrier", "hermes-plus no gate"} <= set(labels)
     assert (room / "bench" / "cost-three-wifi20-ablation" / "report.md").is_file()
+
+
+def test_a_comparison_that_is_stopped_says_what_is_kept_and_how_it_goes_on(capsys, monkeypatch):
+    def interrupted(_plan, *, observe, **_options):
+        observe("plan", {"cells": 4, "found": 1, "jobs": 1})
+        end = {"kind": "target", "reason": "got there", "t_s": 1.0}
+        who = {"setting": "s", "label": "bsp", "seed": 0, "reached": {"target": 0.9, "reached": None}}
+        observe("finished", {**who, "end": end, "real_s": 1.0, "left_s": None})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hermes_iot.runtime.bench.run.run", interrupted)
+    code, out, err = benched(capsys, *SHORT, "--out", "here")
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == "stopped; 2 of 4 cells are kept in here, the same command goes on"
+
+
+def test_help_tells_how_a_row_is_written_and_what_is_run_where_nothing_is_said():
+    helped = {str(one.name): str(one.help) for one in command().commands["bench"].params}
+    assert "name[key=value;…]" in helped["chosen"]
+    assert row_of("hermes-plus[gate.z=2;codec=int8]").codec == "int8"
+    assert f"[default: {STRATEGIES}, or" in helped["chosen"]
+
+
+def test_a_comparison_of_nothing_in_particular_says_that_it_is_the_quick_one(capsys, monkeypatch):
+    plan = planned(monkeypatch)
+    assert plan == planned(monkeypatch, "--preset", "quick")
+    capsys.readouterr()
+    planned(monkeypatch)
+    assert "this is --preset quick" in capsys.readouterr().err
+    planned(monkeypatch, "--preset", "quick")
+    planned(monkeypatch, "--workload", "cost")
+    assert "this is --preset quick" not in capsys.readouterr().err
 
 
 # --- presets ----------------------------------------------------------------------------------------------------------

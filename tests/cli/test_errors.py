@@ -108,7 +108,22 @@ CASES = {
     "constant of another type": (
         COORDINATOR + " --strategy hermes --set gate.alpha=low",
         2,
-        r"constant of strategy 'hermes'.*alpha",
+        r"constant of strategy 'hermes' cannot be used: gate\.alpha is 'low'; it must be a number",
+    ),
+    "constant of a few words": (
+        COORDINATOR + " --set gate.kind=foo",
+        2,
+        r"gate\.kind is 'foo'; it must be paired or strict or norm or coin or none",
+    ),
+    "constant that may be none": (
+        COORDINATOR + " --strategy hermes --set gate.max_age=soon",
+        2,
+        r"gate\.max_age is 'soon'; it must be a whole number or none",
+    ),
+    "constant that is a yes or no": (
+        COORDINATOR + " --strategy hermes --set allocation.search_batch=maybe",
+        2,
+        r"allocation\.search_batch is 'maybe'; it must be true or false",
     ),
     "constant out of range": (COORDINATOR + " --set gate.window=0", 2, r"window"),
     "constant that is a group": (

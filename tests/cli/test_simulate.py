@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import textwrap
 
 import pytest
@@ -42,7 +43,9 @@ def test_a_person_is_told_what_came_of_it(capsys):
     code, out, err = simulated(capsys, "--virtual", "60s")
     assert code == 0, err
     assert "Simulated 4 of 4 boards" in out
-    assert "final accuracy" in out
+    assert re.search(r"modelled +accuracy [\d.]+ %, loss [\d.]+: nothing was trained", out)
+    assert "test rows" not in out
+    assert "losses of training" not in out
     assert "ended by: 60 virtual seconds" in out
     assert "slow-1" in out
     assert "control" in out
@@ -57,6 +60,7 @@ def test_a_program_gets_one_document_with_the_curve(capsys):
     assert (document["fleet"], document["link"], document["task"]) == ("four", "slow1", "cost")
     assert document["curve"][-1]["version"] == document["model_version"] > 0
     assert "timeline" not in document
+    assert document["scored_on"] == document["gates"]["loss"] == "modelled"
 
 
 def test_the_same_words_give_the_same_run(capsys):
@@ -126,3 +130,21 @@ def test_many_boards_are_shown_by_their_kind(capsys):
     assert "gateway" in out
     assert "pi3-" not in out
     assert len(out.splitlines()) < 40
+
+
+def test_more_rows_than_a_task_has_are_refused(capsys):
+    code, out, err = simulated(capsys, "--virtual", "10s", "--samples", "10000000")
+    assert (code, out) == (2, "")
+    assert "--samples 10000000 is more than there is: task cost has 1,000,000 rows to train on." in err
+    assert simulated(capsys, "--virtual", "1s", "--samples", "1000000")[0] == 0
+
+
+def test_a_simulation_that_is_stopped_says_how_far_it_was(capsys, monkeypatch):
+    def interrupted(*_settings, observe, **_options):
+        observe("time", {"t_s": 34.0})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hermes_iot.runtime.simulation.run.simulate", interrupted)
+    code, out, err = simulated(capsys, "--virtual", "10m")
+    assert (code, out) == (130, "")
+    assert err.splitlines() == ["stopped at 34.0 s of 10m00s virtual time; nothing of it is kept"]

@@ -3,12 +3,16 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 
 from hermes_iot.cli import main
+from hermes_iot.cli.app import command
+from hermes_iot.cli.run_options import chosen_constants
 from hermes_iot.config import RunConfig
 from hermes_iot.core.stopping import StopRules
+from hermes_iot.runtime.strategies import resolve
 from tests.support.recorded import record
 
 RULES = StopRules(max_wall_s=60)
@@ -22,6 +26,8 @@ def runs(tmp_path_factory):
     )
     record(base / "one", config, virtual_s=60)
     record(base / "plus", RunConfig(task="cost", seed=4, telemetry="full", rules=RULES), virtual_s=60)
+    bsp = RunConfig(task="cost", strategy="bsp", seed=4, telemetry="full", rules=StopRules(max_wall_s=5))
+    record(base / "bsp", bsp, virtual_s=5)
     record(base / "silent", RunConfig(task="cost", seed=4, rules=StopRules(max_wall_s=5)), virtual_s=5)
     return base
 
@@ -81,6 +87,7 @@ def test_a_person_sees_both_runs_in_one_table(capsys):
     assert len(row.split()) == 5
     assert "This gate on the recorded losses" in out
     assert "slow-1" in out
+    assert "accuracy and loss are modelled: nothing was trained" in " ".join(out.split())
 
 
 def test_what_each_gate_would_have_pushed_is_told_of_both_runs(capsys):
@@ -102,6 +109,14 @@ def test_what_each_gate_would_have_pushed_is_told_of_both_runs(capsys):
 def test_a_run_without_telemetry_says_that_its_gates_were_not_recorded(capsys):
     assert main(["simulate", "--from", "silent"]) == 0
     assert "was not recorded: that takes --telemetry full" in capsys.readouterr().out
+
+
+def test_a_run_whose_strategy_has_no_such_gate_says_why_there_is_no_table(capsys):
+    assert main(["simulate", "--from", "bsp"]) == 0
+    assert "is told of runs of hermes-plus" in (out := " ".join(capsys.readouterr().out.split()))
+    assert "this run was of bsp" in out
+    assert main(["simulate", "--from", "silent"]) == 0
+    assert "this run was of" not in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_environment_says_nothing_about_a_run_that_was(capsys, monkeypatch):
@@ -147,3 +162,16 @@ def test_what_cannot_be_used_is_said_in_one_line(capsys, words, said):
     assert (code, out) == (2, "")
     assert said in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_constants_shown_to_people_belong_to_the_strategy_that_runs_by_default():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    lines = [line for line in readme.splitlines() if "simulate --from" in line]
+    lines += [
+        str(option.help) for one in command().commands.values() for option in one.params if "--set" in option.opts
+    ]
+    words = [word for line in lines for word in re.findall(r"--set ([\w.]+=[-\w.]*\w)", line)]
+    assert len(words) == 4  # README, coordinator, demo, simulate
+    default = RunConfig(task="cost").strategy
+    for word in words:
+        resolve(default).build(chosen_constants(default, [word], {}))

@@ -2,12 +2,23 @@ import csv
 import io
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from hermes_iot.reporting import bench_plots
-from hermes_iot.reporting.bench_plots import LANES_MAX, lanes_of, lines_of, time_shares, write_pictures
+from hermes_iot.reporting import bench_figure, bench_plots
+from hermes_iot.reporting.bench_figure import ticks_of
+from hermes_iot.reporting.bench_plots import (
+    LANES_MAX,
+    ROWS_MAX,
+    Line,
+    chosen,
+    lanes_of,
+    lines_of,
+    time_shares,
+    write_pictures,
+)
 from hermes_iot.reporting.bench_report import csv_of, findings, report
 from hermes_iot.reporting.bench_view import Progress, render
 from hermes_iot.reporting.bench_words import megabytes, speedup, times
@@ -15,6 +26,7 @@ from hermes_iot.reporting.bench_words import megabytes, speedup, times
 SETUP = {
     "workload": "mnist-mlp",
     "task": "mnist",
+    "modelled": False,
     "train_rows": 54000,
     "data": "indexed",
     "dirichlet": None,
@@ -155,21 +167,31 @@ def test_a_report_says_what_was_run():
     assert "hermes-iot 9.9 (sources abababababab)" in text
 
 
+def test_what_a_cost_model_made_up_is_called_modelled():
+    document = results()
+    assert "modelled" not in report(document, pictures={}, command="")
+    document["comparisons"][0]["setup"] = {**SETUP, "task": "cost", "modelled": True}
+    assert "nothing was trained, losses and accuracies are modelled" in report(document, pictures={}, command="")
+
+
 def test_the_papers_rule_is_never_shown_without_what_is_wrong_with_it():
     text = report(results(), pictures={}, command="")
     heading = text.index("Stopped by the paper's rule: 10 aggregations")
     assert "Not comparable" in text[heading:].splitlines()[2]
 
 
-def gates(pushes, *, strict=None):
+def gates(pushes, *, strict=None, forced=0, loss="training"):
     counts = {"paired": pushes, "strict": strict, "none": 40}
-    would = {kind: {"pushes": count, "both": 0} if count is not None else None for kind, count in counts.items()}
+    would = {
+        kind: {"pushes": count, "forced": forced if kind == "paired" else 0, "both": 0} if count is not None else None
+        for kind, count in counts.items()
+    }
     return {
         "gate": "paired",
         "iterations": 40,
         "passed_over": 0,
         "published": 10,
-        "loss": "training",
+        "loss": loss,
         "would_push": would,
     }
 
@@ -177,23 +199,26 @@ def gates(pushes, *, strict=None):
 def test_what_each_gate_would_have_sent_is_a_part_of_a_rows_own_iterations():
     document = results()
     document["comparisons"][0]["cells"][2]["gates"] = gates(10)
-    document["comparisons"][0]["cells"][3]["gates"] = gates(20, strict=5)
+    document["comparisons"][0]["cells"][3]["gates"] = gates(20, strict=5, forced=8)
     lines = report(document, pictures={}, command="").splitlines()
     at = lines.index("### What each gate would have sent")
     assert "open-loop" in lines[at + 2]
-    # 30 of 80; one of the two seeds did not record what strict decides by.
+    assert "losses of training" in lines[at + 2]
+    # 30 of 80, 8 of them forced; one of the two seeds did not record what strict decides by.
     assert lines[at + 4 : at + 7] == [
         "| strategy | iterations | pushed | paired | strict | none |",
         "|---|---:|---:|---:|---:|---:|",
-        "| asp | 80 | 25.0 % | 37.5 % | not recorded | 100.0 % |",
+        "| asp | 80 | 25.0 % | 37.5 % (10.0 forced) | not recorded | 100.0 % |",
     ]
     assert "each gate" not in report(results(), pictures={}, command="")
+    document["comparisons"][0]["cells"][2]["gates"] = gates(10, loss="modelled")
+    assert "losses of training" not in report(document, pictures={}, command="")
 
 
 def test_a_failed_cell_stands_at_the_top_with_its_command():
     failed = {"label": "ssp", "seed": 4, "why": "it broke", "command": "hermes-iot bench --only"}
     text = report(results(failed=[failed]), pictures={}, command="")
-    assert "**1 cells failed" in text
+    assert "**1 cell failed" in text
     assert "- ssp, seed 4: it broke - `hermes-iot bench --only`" in text
 
 
@@ -301,7 +326,10 @@ def test_variants_stand_under_their_strategy_and_fit_into_80_columns():
     ]
 
 
-FINISHED = {"setting": "mnist", "label": "bsp [x]", "seed": 1, "end": {"reason": "cap", "t_s": 90.0}, "real_s": 5.0}
+END = {"kind": "target", "reason": "got there", "t_s": 90.0}
+CAP = {"kind": "cap", "reason": "3 virtual seconds", "t_s": 0.0}
+LOST_IT = {"target": 0.95, "reached": None}
+FINISHED = {"setting": "mnist", "label": "bsp [x]", "seed": 1, "end": END, "reached": LOST_IT, "real_s": 5.0}
 
 
 def told(console):
@@ -309,8 +337,10 @@ def told(console):
         progress.on_event("spoilt", {"setting": "mnist", "label": "bsp", "seed": 1, "path": "cells/a.json"})
         progress.on_event("plan", {"cells": 4, "found": 1, "jobs": 2})
         progress.on_event("started", {"setting": "mnist", "label": "bsp", "seed": 1})
-        progress.on_event("finished", {**FINISHED, "left_s": 65.0})
-        progress.on_event("finished", {**FINISHED, "left_s": None})
+        progress.on_event(
+            "finished", {**FINISHED, "left_s": 65.0, "reached": {"target": 0.95, "reached": effort(54.0)}}
+        )
+        progress.on_event("finished", {**FINISHED, "end": CAP, "left_s": None})
         progress.on_event("failed", {**FINISHED, "why": "broke", "command": "hermes-iot bench"})
 
 
@@ -320,8 +350,8 @@ def test_progress_is_lines_where_there_is_no_terminal():
     assert out.getvalue().splitlines() == [
         "mnist, bsp, seed 1 is run again: cells/a.json is not as it was written",
         "4 cells, 1 of them finished before, 2 at a time",
-        "2/4 mnist, bsp [x], seed 1: cap, 1m30s virtual in 5.00 s, about 1m05s left",
-        "3/4 mnist, bsp [x], seed 1: cap, 1m30s virtual in 5.00 s",
+        "2/4 mnist, bsp [x], seed 1: 95 % after 54.0 s; got there, 1m30s virtual in 5.00 s, about 1m05s left",
+        "3/4 mnist, bsp [x], seed 1: ended after 3 virtual seconds, in 5.00 s",
         "4/4 mnist, bsp [x], seed 1 failed: broke",
         "  to run it alone: hermes-iot bench",
     ]
@@ -332,6 +362,18 @@ def test_progress_is_a_bar_on_a_terminal():
     told(Console(file=out, width=100, force_terminal=True))
     assert "4/4" in out.getvalue()
     assert "about 1m05s left" in out.getvalue()
+
+
+def test_a_bar_shows_time_gone_by_and_what_runs_before_the_first_cell_is_done():
+    out = io.StringIO()
+    with Progress(Console(file=out, width=100, force_terminal=True), plain=False) as progress:
+        progress.on_event("plan", {"cells": 18, "found": 0, "jobs": 2})
+        progress.on_event("started", {"setting": "mnist", "label": "hermes[gate.alpha=-1]", "seed": 0})
+        progress.on_event("started", {"setting": "mnist", "label": "bsp", "seed": 0})
+    last = out.getvalue().split("0/18")[-1]
+    assert "0:00:0" in last
+    assert "running: hermes[gate.alpha=-1], seed 0; bsp, seed 0" in last
+    assert (progress.kept, progress.cells) == (0, 18)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -378,10 +420,47 @@ def test_a_row_without_an_accuracy_has_no_line():
     assert lines_of(["y"], [], across="time") == []
 
 
+def test_ticks_are_round_numbers_of_one_unit_each():
+    assert [*ticks_of(4.9, 200.0, across="time").values()] == ["5 s", "10 s", "20 s", "30 s", "1 min", "2 min"]
+    assert [*ticks_of(1e5, 6e6, across="bytes").values()] == ["100 kB", "200 kB", "500 kB", "1 MB", "2 MB", "5 MB"]
+
+
+def test_a_range_of_seeds_is_named_where_there_are_several():
+    one = bench_figure.accuracy([shown("bsp", (0.5, 0.9))], targets=[0.9], across="time")["svg"]
+    two = [replace(shown("bsp", (0.5, 0.9)), seeds=2)]
+    assert b"range of seeds" not in one
+    assert b"range of seeds" in bench_figure.accuracy(two, targets=[0.9], across="time")["svg"]
+    assert [line.seeds for line in lines_of(["bsp"], PICTURES["curves"], across="time")] == [2]
+
+
 def test_shares_of_time_are_of_all_boards_together():
     shares = time_shares(PICTURES["gantt"]["bsp"])
     assert shares == {"train": 0.2, "wait": 0.3, "off": 0.5}
     assert time_shares({}) == {"train": 0.0, "wait": 0.0, "off": 0.0}
+
+
+def test_the_boards_of_every_row_are_shown_and_of_too_many_those_of_the_best_known():
+    assert chosen(["bsp", "hermes-plus paired", "hermes-plus coin"]) == (
+        ["bsp", "hermes-plus paired", "hermes-plus coin"],
+        [],
+    )
+    many = [f"row {number}" for number in range(ROWS_MAX)]
+    shown_rows, left_out = chosen(["bsp", *many, "hermes-plus"])
+    assert shown_rows == ["bsp", *many[:-2], "hermes-plus"]
+    assert left_out == many[-2:]
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_axis_of_the_boards_ends_with_the_longest_row_and_the_missing_are_named():
+    boards = {"bsp": {"a": [[0.0, 3.0, "train"]]}, "hermes-plus paired": {"a": [[0.0, 2.0, "wait"]]}}
+    svg = bench_figure.gantt(boards, until_s=120.0, left_out=["some row"])["svg"].decode()
+    assert "hermes-plus paired: boards train 0.0 % of the time, ended at 2.00 s" in svg
+    assert ">3.0<" in svg
+    assert ">120<" not in svg
+    assert "not shown: some row" in svg
+    full = bench_figure.gantt({"bsp": {"a": [[0.0, 120.0, "train"]]}}, until_s=120.0, left_out=[])["svg"].decode()
+    assert "ended at" not in full
+    assert "not shown" not in full
 
 
 def test_of_many_boards_some_are_shown_the_first_and_last_among_them():
@@ -408,6 +487,27 @@ def test_pictures_are_written_as_png_and_svg_and_the_same_each_time(tmp_path):
 
 def test_a_comparison_of_which_nothing_came_has_no_pictures(tmp_path):
     assert write_pictures({**PICTURES, "curves": [], "gantt": {}}, tmp_path) == ([], "")
+
+
+def shown(label, accuracies):
+    times_s = tuple(float(number + 1) for number in range(len(accuracies)))
+    return Line(label=label, x=times_s, median=accuracies, least=accuracies, most=accuracies)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_comparison_far_below_its_targets_is_drawn_without_a_complaint():
+    """One that stays below the lowest target's surroundings, one just within them, and one that got there."""
+    for best in (0.73, 0.864, 0.981):
+        lines = [shown("hermes-plus", (0.1, best)), shown("bsp", (0.1, 0.1))]
+        images = bench_figure.accuracy(lines, targets=[0.97, 0.98], across="time")
+        assert (b">97 %<" in images["svg"]) == (best > 0.97)
+
+
+@pytest.mark.filterwarnings("error")
+def test_cells_that_merged_nothing_leave_a_sentence_in_the_place_of_a_picture(tmp_path):
+    files, note = write_pictures({**PICTURES, "curves": [curve("bsp", 0, [0.1])]}, tmp_path)
+    assert [path.name for path in files] == ["one-boards.png", "one-boards.svg"]
+    assert note == "no plots of accuracy for one: its cells ended before a model was merged"
 
 
 def test_without_matplotlib_a_sentence_stands_for_the_pictures(tmp_path, monkeypatch):

@@ -159,7 +159,7 @@ def test_plain_lines_carry_no_control_characters_and_tell_the_story(run):
     assert lines[0] == "run toy-20261123-181508-f773  fleet lab  task toy  strategy hermes  broker in-memory"
     assert f"{SLOW} joined (emulated: 24x slower)" in lines
     assert any(line.startswith(f"{SLOW} re-sized: 120 → ") for line in lines)
-    assert any(re.match(r"model \d+: accuracy [\d.]+ %, loss .*published; up .*B, down .*B$", line) for line in lines)
+    assert any(re.match(r"model \d+: accuracy [\d.]+ %, loss .*applied; up .*B, down .*B$", line) for line in lines)
     assert f"finished: {PUSHES} updates applied" in lines
 
 
@@ -167,7 +167,7 @@ def test_progress_is_told_every_two_seconds(run):
     clock, file = Clock(), io.StringIO()
     played(LiveView(terminal(file=file), plain=True, clock=clock), run.records)
     until_end = [event for event, _fields in run.records].index("finished")
-    told = sum("iterations published" in line for line in file.getvalue().splitlines())
+    told = sum("iterations reported" in line for line in file.getvalue().splitlines())
     assert until_end // 21 - 1 <= told <= until_end // 20 + 1  # ten records a second
 
 
@@ -217,3 +217,39 @@ def test_names_are_cut_in_the_middle(run):
     text = "\n".join(frame_of(played(LiveView(terminal()), records), 80, 24))
     assert "…" in text
     assert all(re.search(rf"…\S*d{number} ", text) for number in range(5))
+
+
+def test_a_run_that_goes_on_says_where_from():
+    out = io.StringIO()
+    with LiveView(Console(file=out, width=100), clock=Clock()) as view:
+        view.title(**TITLE)
+        view.resumed(run=TITLE["run"], version=41)
+        for _ in range(30):
+            view.on_record("refused", {"elapsed_s": 9.0, "device": "x", "channel": "update", "reason": "no"})
+    lines = out.getvalue().splitlines()
+    assert lines[1].endswith(f"resumed run {TITLE['run']} at model version 41")
+    assert "model 41: no update yet" in lines[3]
+    drawn = LiveView(terminal())
+    with drawn:
+        drawn.title(**TITLE)
+        drawn.resumed(run=TITLE["run"], version=41)
+        text = "\n".join(frame_of(drawn, 100, 24))
+    assert f"resumed run {TITLE['run']} at model version 41" in text
+    assert "model version 41" in text
+
+
+def test_updates_that_are_ahead_of_a_report_are_not_a_part_of_its_iterations():
+    """One iteration and its push reported, three updates applied by then."""
+    out = io.StringIO()
+    report = {"device": "d1", "online": True, "phase": "training", "gate": "always", "iterations": 1, "published": 1}
+    report |= {"iteration_s": 0.1, "z": None, "threshold": None, "samples": 9, "batch": 3}
+    merge = {"device": "d1", "version": 3, "applied": 3, "bytes_up": 7, "bytes_down": 7, "accuracy": 0.5, "loss": 1.0}
+    with LiveView(Console(file=out, width=100), clock=Clock()) as view:
+        view.on_record("state", {"elapsed_s": 1.0, **report})
+        for _ in range(3):
+            view.on_record("merge", {"elapsed_s": 1.5, **merge})
+        for _ in range(20):
+            view.on_record("state", {"elapsed_s": 1.6, **report})
+    assert "1 iterations reported, 3 updates applied" in out.getvalue()
+    text = "\n".join(frame_of(view, 100, 24))
+    assert "iterations reported 1   published of these 100.0 %   updates applied 3" in text

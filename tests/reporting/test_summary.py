@@ -214,3 +214,18 @@ def test_the_file_holds_the_same_keys(run, tmp_path):
 def test_a_run_steered_by_its_test_rows_says_so(run):
     assert "not a clean result" not in printed(run.summary)
     assert "not a clean result" in squeezed(printed({**run.summary, "scored_on": "test"}))
+
+
+def test_it_is_said_how_many_pushes_were_forced(run):
+    words = {"gate_words": {"age": 3, "loss": 1}}
+    assert "of 4 pushes whose reason the devices' reports told, 3 (75.0 %)" in squeezed(
+        printed({**run.summary, **words})
+    )
+    assert "forced" not in squeezed(printed(run.summary))
+
+
+def test_applied_updates_that_no_report_tells_of_are_explained(run):
+    ahead = [{**one, "updates_applied": one["updates_published"] + 1} for one in run.summary["devices"]]
+    assert "are the devices' last reports" in squeezed(printed({**run.summary, "devices": ahead}))
+    even = [{**one, "updates_applied": one["updates_published"]} for one in run.summary["devices"]]
+    assert "last reports" not in squeezed(printed({**run.summary, "devices": even}))

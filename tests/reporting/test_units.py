@@ -10,6 +10,7 @@ from hermes_iot.reporting.units import (
     format_count,
     format_factor,
     format_loss,
+    format_number_of,
     format_seconds,
     format_share,
     parse_bytes,
@@ -144,3 +145,7 @@ def test_counts_factors_and_losses():
     assert [format_count(one) for one in (99_999, 123_456, 1_234_567)] == ["99999", "123k", "1.23M"]
     assert [format_factor(one) for one in (8.0, 2.5, 12.34, 150.4)] == ["8x", "2.5x", "12.3x", "150x"]
     assert [format_loss(one) for one in (0.43361, None, math.inf)] == ["0.4336", "-", "-"]
+
+
+def test_one_thing_is_not_many():
+    assert [format_number_of(count, "cell") for count in (0, 1, 2000)] == ["0 cells", "1 cell", "2,000 cells"]

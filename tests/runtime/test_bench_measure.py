@@ -184,3 +184,15 @@ def test_a_cell_that_waits_for_the_papers_rule_goes_on_until_it_held():
     patience.merged(1.0, 0.5)
     patience.merged(2.0, 0.6)
     assert ended(curve(*([0.95] * 20)), await_patience=True, patience=patience) == ("target", 1.0)
+
+
+def test_a_cell_that_ran_on_for_the_papers_rule_says_what_ended_it():
+    patience = Patience(1)
+    patience.merged(1.0, 0.5)
+    ending = Ending(target=0.9, plateau=Plateau(1000), patience=patience, await_patience=True, long=False)
+    line = curve(0.95, 0.95, 0.95)
+    assert ending(line[:2]) is None, "reached, and the rule has not held yet"
+    patience.merged(2.5, 0.6)
+    assert ending(line) == "test accuracy 0.9 reached, later also no better loss in 1 aggregations"
+    at_once = Ending(target=0.9, plateau=Plateau(1000), patience=patience, await_patience=True, long=False)
+    assert at_once(line[:2]) == "test accuracy 0.9 reached"

@@ -74,6 +74,7 @@ def test_a_finished_cell_is_not_run_again_and_another_one_is(tmp_path):
     assert again == first
     more, by = ran(tmp_path, plan("bsp,hermes,hermes[gate.alpha=-1.0]", seeds=(0, 1)))
     assert by.begun == [("hermes[gate.alpha=-1.0]", 0), ("hermes[gate.alpha=-1.0]", 1)]
+    assert [*more.pictures[0]["gantt"]] == ["bsp", "hermes", "hermes[gate.alpha=-1.0]"], "variants are compared, too"
     assert more.results["comparisons"][0]["cells"][:4] == first.results["comparisons"][0]["cells"]
 
 

@@ -119,6 +119,6 @@ def test_a_barrier_holds_while_nobody_leads_and_after_a_resume(strategy, tmp_pat
         with running(leader(after, max_pushes=2 * PUSHES)) as leading:
             summary = leading.wait()
     lags = [fields["lag"] for event, fields in after.all if event == "merge"]
-    assert max(lags) <= max(fields["lag"] for event, fields in before.all if event == "merge") + len(DEVICES)
+    assert max(lags) <= 4 * len(DEVICES), "ssp's bound: three iterations ahead of the slowest"
     assert summary["updates_applied"] >= 2 * PUSHES
     assert summary["updates_received"] == sum(summary[f"updates_{fate}"] for fate in FATES)

@@ -47,6 +47,8 @@ def test_losses_by_hand():
     found = regate(records, GateConfig(alpha=-1.7, beta=0.0, max_age=None))
     assert found["devices"][0]["iterations"] == [[1, 4], [1, 8]]
     assert (found["published"], found["would_publish"], found["both"]) == (1, 2, 1)
+    assert found["forced"] == 0
+    assert regate(records, GateConfig(alpha=-1.7, beta=0.0, max_age=2))["forced"] == 4  # a window of 1, 1 or 1, 0
     assert regate(records, GateConfig(alpha=-1.74, beta=0.0, max_age=None))["would_publish"] == 0
 
 

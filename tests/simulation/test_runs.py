@@ -273,6 +273,15 @@ def test_a_board_whose_battery_is_empty_is_off_for_good():
     assert rows["mains-1"]["energy_j"] == 2.0 * rows["mains-1"]["mini_batches"] > 200
 
 
+def test_energy_is_known_of_boards_with_power_figures_alone():
+    groups = (Group(name="metered", slowness=1.0, battery=Battery(batch_j=2.0)), Group(name="plain", slowness=1.0))
+    rows = devices(outcome := toy_run(FleetProfile(batch_s=0.01, groups=groups), virtual_s=10))
+    assert rows["plain-1"]["energy_j"] is None
+    assert outcome.summary["energy_j"] == rows["metered-1"]["energy_j"] > 0
+    none = toy_run(FleetProfile(batch_s=0.01, groups=groups[1:]), virtual_s=10)
+    assert none.summary["energy_j"] is None
+
+
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 

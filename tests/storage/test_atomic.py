@@ -115,8 +115,22 @@ def test_a_directory_is_made_with_its_parents_or_refused_in_our_words(tmp_path):
     atomic.make_directory(tmp_path / "a" / "b")
     atomic.make_directory(tmp_path / "a" / "b")
     (tmp_path / "a" / "file").write_bytes(b"")
-    with pytest.raises(StorageError, match="cannot create"):
-        atomic.make_directory(tmp_path / "a" / "file" / "c")
+    for refused in (tmp_path / "a" / "file", tmp_path / "a" / "file" / "c" / "d"):
+        with pytest.raises(
+            StorageError, match=f"cannot create {refused}: {tmp_path}/a/file is a file. Give a directory"
+        ):
+            atomic.make_directory(refused)
+
+
+def test_a_file_system_that_takes_no_directory_is_not_said_to_be_missing(tmp_path, monkeypatch):
+    """As /proc: the parent is there, and the system says that there is no such file or directory."""
+
+    def refuse(*_words, **_options):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    with pytest.raises(StorageError, match=f"nothing can be created in {tmp_path}. Give another directory"):
+        atomic.make_directory(tmp_path / "x")
 
 
 def test_sweep_clears_what_killed_writers_left_and_nothing_else(tmp_path):

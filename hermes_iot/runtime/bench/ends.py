@@ -66,18 +66,18 @@ class Patience:
     """The paper's rule over the coordinator's merges.
 
     Args:
-        limit: N.
+        limit: N, kept.
 
     Attributes:
         at_s: when it first held; None before.
     """
 
-    __slots__ = ("_best", "_limit", "_measured", "_since", "at_s")
+    __slots__ = ("_best", "_measured", "_since", "at_s", "limit")
 
     def __init__(self, limit: int) -> None:
         self.at_s: float | None = None
         self._best = math.inf
-        self._limit = limit
+        self.limit = limit
         self._measured: float | None = None
         self._since = 0
 
@@ -93,7 +93,7 @@ class Patience:
         self._since += 1
         if loss < self._best:
             self._best, self._since = loss, 0
-        elif self.at_s is None and self._since >= self._limit:
+        elif self.at_s is None and self._since >= self.limit:
             self.at_s = t_s
 
 
@@ -121,20 +121,22 @@ class Ending:
         self._await_patience = await_patience
         self._long = long
         self._reached = False
+        self._waited = False
 
     def __call__(self, curve: Sequence[Point]) -> str | None:
-        """A reason, once there is one."""
+        """A reason, once there is one; where a cell ran on for the paper's rule that is part of it."""
         self._plateau.add(curve[-1])
         self._reached = self._reached or _twice(curve, self._target)
-        if self._await_patience and self._patience.at_s is None:
-            return None
+        reason = None
         if self._reached and not self._long:
-            self.kind = "target"
-            return f"test accuracy {self._target:g} reached"
-        if self._plateau.at is not None:
-            self.kind = "plateau"
-            return f"validation loss did not improve in {FLEET_ROUNDS} fleet rounds"
-        return None
+            self.kind, reason = "target", f"test accuracy {self._target:g} reached"
+        elif self._plateau.at is not None:
+            self.kind, reason = "plateau", f"validation loss did not improve in {FLEET_ROUNDS} fleet rounds"
+        if reason is not None and self._await_patience and self._patience.at_s is None:
+            self.kind, self._waited = None, True
+            return None
+        also = f", later also no better loss in {self._patience.limit} aggregations" if self._waited else ""
+        return f"{reason}{also}" if reason is not None else None
 
 
 def _twice(curve: Sequence[Point], target: float) -> bool:

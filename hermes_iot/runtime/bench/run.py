@@ -28,8 +28,6 @@ from hermes_iot.storage.atomic import make_directory
 from hermes_iot.training import tasks
 
 SCHEMA: Final = "hermes-iot/bench/1"
-#: Strategies whose boards' timelines are shown beside each other.
-GANTT: Final = ("bsp", "hermes", "hermes-plus")
 
 Observe = Callable[[str, Mapping[str, Any]], None]
 
@@ -207,6 +205,7 @@ def _do(
             {
                 **fields,
                 "end": result["end"],
+                "reached": numbers(result, cell.setting.workload.targets)["targets"][-1],
                 "real_s": result["real_s"],
                 "left_s": forecast.left_s([*left.values()], jobs=jobs),
             },
@@ -239,8 +238,7 @@ def _compared(
         about = {name: document[name] for name in ("log_sha256", "gates", "summary", "real_s")}
         cells.append({**who, **numbers(document, targets), **about, "command": command_of(cell)})
         curves.append(_curve(cell, document))
-        if cell.row.label in GANTT and cell.row.label not in lanes:
-            lanes[cell.row.label] = document["timeline"]
+        lanes.setdefault(cell.row.label, document["timeline"])  # of the first seed there is
     results = {
         "name": setting.name,
         "setup": _setup(one, train_rows),
@@ -258,7 +256,7 @@ def _compared(
         "labels": labels,
         "targets": list(targets),
         "curves": curves,
-        "gantt": {label: lanes[label] for label in GANTT if label in lanes},
+        "gantt": lanes,
         "gantt_s": setting.workload.gantt_s,
     }
     return results, pictures
@@ -281,6 +279,7 @@ def _setup(one: Comparison, train_rows: int) -> dict[str, Any]:
     return {
         "workload": workload.name,
         "task": workload.task,
+        "modelled": workload.task == COST,
         "train_rows": train_rows,
         "data": f"dirichlet {setting.dirichlet:g}, kept" if setting.dirichlet is not None else workload.data_mode,
         "dirichlet": setting.dirichlet,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from hermes_iot.algorithms import gate_counts
 from hermes_iot.algorithms.gate import GateConfig
@@ -19,9 +19,12 @@ from hermes_iot.algorithms.strategies.hermes import Hermes
 from hermes_iot.algorithms.strategies.hermes_plus import HermesPlus
 from hermes_iot.config import RunConfig
 from hermes_iot.runtime import strategies
+from hermes_iot.runtime.simulation.benches import COST
 
 #: Counted at most: six gates take 20 microseconds an iteration, and a fleet of thousands makes millions.
 ITERATIONS_MAX: Final = 100_000
+
+Loss = Literal["training", "held-out", "modelled"]
 
 
 class Gates:
@@ -29,12 +32,12 @@ class Gates:
 
     Args:
         rules: the gates that are asked.
-        walks: the run's sampling is a walk, so an iteration's loss is that of training.
+        loss: what an iteration's is: of "training", as in a walk, of "held-out" rows, or "modelled".
     """
 
-    def __init__(self, rules: Rules, *, walks: bool) -> None:
+    def __init__(self, rules: Rules, *, loss: Loss) -> None:
         self._rules = rules
-        self._walks = walks
+        self._loss = loss
         self._lives: dict[tuple[str, int], Counted] = {}
         self._counted = self._passed_over = 0
 
@@ -57,8 +60,9 @@ class Gates:
     def document(self) -> dict[str, Any]:
         """JSON-able: `gate` that ran, `iterations` counted and those `passed_over`, how many the run `published`.
 
-        ``would_push`` has for every kind how many `pushes` it would have made and how many of `both`; None = what it
-        decides by was not recorded. ``loss`` tells what the z-score read: "training" or "held-out".
+        ``would_push`` has for every kind how many `pushes` it would have made, how many of them `forced`
+        by its age and how many made by `both`; None = what it
+        decides by was not recorded. ``loss`` tells what the z-score read, see `Loss`.
         """
         lives = [*self._lives.values()]
         counts = dict(gate_counts.start(self._rules).counts)
@@ -69,7 +73,7 @@ class Gates:
             "iterations": sum(one.iterations for one in lives),
             "passed_over": self._passed_over,
             "published": sum(one.published for one in lives),
-            "loss": "training" if self._walks else "held-out",
+            "loss": self._loss,
             "would_push": {kind: asdict(counts[kind]) if kind in counts else None for kind in KINDS},
         }
 
@@ -89,7 +93,8 @@ def gates_of(config: RunConfig, asked: RunConfig | None = None) -> Gates | None:
         paper=other.config.gate if isinstance(other, Hermes) else GateConfig(),
         tested=ran.config.gate.kind,
     )
-    return Gates(rules, walks=(config.sampling or ran.regime.sampling) == "walk")
+    walks = (config.sampling or ran.regime.sampling) == "walk"
+    return Gates(rules, loss="modelled" if config.task == COST else "training" if walks else "held-out")
 
 
 def counted(records: Iterable[Mapping[str, Any]], recorded: RunConfig, asked: RunConfig) -> dict[str, Any] | None:

@@ -78,7 +78,10 @@ class Outcome:
     """One simulated run.
 
     Attributes:
-        summary: the coordinator's own summary, with the links' bytes, energy and times in it.
+        summary: the coordinator's own summary, with the links' bytes, energy and times in it. `links` counts what every
+            board's link carried (a keyframe once for each board that got it), as do `bytes_up` and `bytes_down`, which the
+            boards report; `bytes_by_kind` is what the coordinator handed to and got from the broker (a keyframe once).
+            `energy_j` is None where the fleet has no power figures.
         curve: oldest first; a point for each grid time at which the model was another than before.
         timeline: per device what it did when, see `timeline`.
         log_sha256: a hash over every event in order: equal hashes, equal runs.

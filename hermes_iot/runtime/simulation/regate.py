@@ -44,7 +44,7 @@ def regate(records: Sequence[Mapping[str, Any]], config: GateConfig) -> dict[str
 
     Returns:
         JSON-able: iterations `recorded` and `missing` (telemetry is QoS 0, some may be lost), how many were
-        `published` and `would_publish`, `both` of them, and per device the same with the numbers of the iterations
+        `published` and `would_publish` (`forced` of these by the age alone), `both` of them, and per device the same with the numbers of the iterations
         that would have been published, as [session, iteration].
     """
     losses: dict[Key, tuple[float, bool]] = {}
@@ -55,35 +55,37 @@ def regate(records: Sequence[Mapping[str, Any]], config: GateConfig) -> dict[str
     fired = _fired(losses, config)
     devices = sorted({device for device, _, _ in losses})
     rows = [_counted(device, [key for key in sorted(losses) if key[0] == device], losses, fired) for device in devices]
-    sums = ("recorded", "missing", "published", "would_publish", "both")
+    sums = ("recorded", "missing", "published", "would_publish", "forced", "both")
     return {**{name: sum(row[name] for row in rows) for name in sums}, "devices": rows}
 
 
-def _fired(losses: Mapping[Key, tuple[float, bool]], config: GateConfig) -> set[Key]:
+def _fired(losses: Mapping[Key, tuple[float, bool]], config: GateConfig) -> dict[Key, bool]:
+    """Those that the gate publishes, and whether its age alone decided."""
     states: dict[tuple[str, int], GateState] = {}
-    fired = set()
+    fired = {}
     for key in sorted(losses):
         life = key[:2]
         states[life], verdict = gate.observe(states.get(life, gate.start(config)), losses[key][0], config)
         if verdict.fire:
-            fired.add(key)
+            fired[key] = verdict.reason == "age"
     return fired
 
 
 def _counted(
-    device: str, keys: Sequence[Key], losses: Mapping[Key, tuple[float, bool]], fired: set[Key]
+    device: str, keys: Sequence[Key], losses: Mapping[Key, tuple[float, bool]], fired: Mapping[Key, bool]
 ) -> dict[str, Any]:
     newest: dict[int, int] = {}
     for _, session, iteration in keys:
         newest[session] = max(newest.get(session, 0), iteration)
     pushed = _where(keys, {key for key in keys if losses[key][1]})
-    would = _where(keys, fired)
+    would = _where(keys, {*fired})
     return {
         "device": device,
         "recorded": len(keys),
         "missing": sum(newest.values()) - len(keys),
         "published": len(pushed),
         "would_publish": len(would),
+        "forced": sum(fired[key] for key in would),
         "both": len(set(pushed) & set(would)),
         "iterations": [[session, iteration] for _, session, iteration in would],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Final
@@ -19,6 +19,7 @@ from hermes_iot.protocol.messages import CoordinatorStatus, StrategyInfo
 from hermes_iot.protocol.topics import Topics
 from hermes_iot.runtime import strategies
 from hermes_iot.runtime.manifest import first_size, manifest_of
+from hermes_iot.runtime.simulation.benches import COST
 from hermes_iot.runtime.simulation.board import SimulatedBoard
 from hermes_iot.runtime.simulation.bridge import SESSION, SimulatedCoordinator
 from hermes_iot.runtime.simulation.clock import VirtualClock
@@ -251,7 +252,7 @@ class _Simulation:
             {
                 **row,
                 "train_s": boards[row["device"]].timeline.train_s,
-                "energy_j": boards[row["device"]].energy_j,
+                "energy_j": _energy_j([boards[row["device"]]]),
                 "link": ledger.link(row["device"]).document(),
             }
             for row in summary["devices"]
@@ -264,13 +265,14 @@ class _Simulation:
                 "strategy": manifest.strategy.name,
                 "seed": manifest.seed,
                 "reason": manifest.reason,
-                "scored_on": self._config.score_on,
+                # The cost model has no rows that its losses could be measured on.
+                "scored_on": "modelled" if self._config.task == COST else self._config.score_on,
                 **summary,
                 "devices": devices,
                 "boards": len(self._boards),
                 "virtual_s": clock.now,
                 "samples": ledger.work.samples,
-                "energy_j": sum(board.energy_j for board in self._boards),
+                "energy_j": _energy_j(self._boards),
                 "links": ledger.total.document(),
                 "software": __version__,
             },
@@ -291,6 +293,12 @@ def _rare_collections() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
+
+
+def _energy_j(boards: Iterable[SimulatedBoard]) -> float | None:
+    """Of those whose fleet file says what a mini-batch takes; None where it says so of none."""
+    known = [board.energy_j for board in boards if board.group.battery is not None]
+    return sum(known) if known else None
 
 
 def _strategy_of(config: RunConfig, led: StrategyInfo) -> Callable[[StrategyInfo], Strategy[Any, Any]]:
