@@ -92,11 +92,11 @@ class Aggregator:
         base = self.model.base(member.device, update.base)
 
         def merge(vector: Params, lag: int) -> Merged:
-            contribution = _contribution(member.device, update, vector, base, lag, planned)
+            contribution = _contribution(member.device, update, vector, base=base, lag=lag, planned=planned)
             return self._merge(contribution, self._fleet, self._asked)
 
         verdict = judge(update, standing, merge)
-        measured = self._settle(member, update, verdict)
+        measured = self._settle(member, verdict)
         self._entries.append(
             UpdateTaken(
                 device=member.device,
@@ -196,14 +196,16 @@ class Aggregator:
         update, merged = entry.update, None
         if entry.outcome == "applied":
             vector = unpack(update.body, update.codec, update.parameters)
-            contribution = _contribution(member.device, update, vector, entry.base, entry.lag, entry.planned)
+            contribution = _contribution(
+                member.device, update, vector, base=entry.base, lag=entry.lag, planned=entry.planned
+            )
             merged = self._merge(contribution, crew, score_of)
         verdict = Verdict(outcome=entry.outcome, reason=entry.reason, lag=entry.lag, merged=merged)
-        self._settle(member, update, verdict, measured=entry.found.measured, again=True)
+        self._settle(member, verdict, measured=entry.found.measured, again=True)
         return merged or NOTHING
 
     def _settle(
-        self, member: Member, update: Update, verdict: Verdict, *, measured: Score | None = None, again: bool = False
+        self, member: Member, verdict: Verdict, *, measured: Score | None = None, again: bool = False
     ) -> Score | None:
         """Count it, and take over what was made of it; as `_advance`."""
         self.tally.count(verdict.outcome, verdict.reason)
@@ -271,7 +273,7 @@ class Aggregator:
 
 
 def _contribution(
-    device: DeviceId, update: Update, vector: Params, base: Params | None, lag: int, planned: int
+    device: DeviceId, update: Update, vector: Params, *, base: Params | None, lag: int, planned: int
 ) -> Contribution:
     return Contribution(
         device=device,
