@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from hermes_iot.algorithms.checks import require_number, require_option, require_whole
 from hermes_iot.algorithms.speed import Followed, Report, follow
@@ -95,6 +95,32 @@ class SharesState:
     shares: Mapping[DeviceId, float] = field(default_factory=dict)
     given: Mapping[DeviceId, Sizing] = field(default_factory=dict)
     measured: frozenset[DeviceId] = frozenset()
+
+    def dump(self) -> dict[str, Any]:
+        """For a checkpoint, JSON-able."""
+        return {
+            "followed": {device: [one.seconds_per_batch, asdict(one.report)] for device, one in self.followed.items()},
+            "shares": dict(self.shares),
+            "given": {device: asdict(size) for device, size in self.given.items()},
+            "measured": sorted(self.measured),
+        }
+
+    @classmethod
+    def load(cls, dump: Mapping[str, Any]) -> SharesState:
+        """The inverse of `dump`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        return cls(
+            followed={
+                DeviceId(device): Followed(seconds_per_batch=float(seconds), report=Report(**report))
+                for device, (seconds, report) in dict(dump["followed"]).items()
+            },
+            shares={DeviceId(device): float(share) for device, share in dict(dump["shares"]).items()},
+            given={DeviceId(device): Sizing(**size) for device, size in dict(dump["given"]).items()},
+            measured=frozenset(DeviceId(device) for device in dump["measured"]),
+        )
 
 
 #: T* of a fleet that is not too large for it.

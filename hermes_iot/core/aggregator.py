@@ -1,24 +1,29 @@
 """Updates into the global model: judged (`intake`), merged by the strategy, counted, and measured against the best.
 
 Here is everything an update can change: the model, the strategy's state, the counters, the progress that the stop
-rules look at. It changes all of them or, but for its counter, none.
+rules look at. It changes all of them or, but for its counter, none. What changed any of them is kept as an entry of
+the redo log until `drain`; `redo` does it again.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from hermes_iot.algorithms.compression import unpack
 from hermes_iot.algorithms.speed import Report
-from hermes_iot.algorithms.strategies.base import Contribution, Fleet, Merged, ScoreOf, StateDump, Strategy
+from hermes_iot.algorithms.strategies.base import NOTHING, Contribution, Fleet, Merged, ScoreOf, StateDump, Strategy
 from hermes_iot.core.global_model import GlobalModel
 from hermes_iot.core.intake import Standing, Verdict, checked, judge
 from hermes_iot.core.member import Member
+from hermes_iot.core.redo import Crew, Entry, FleetChanged, Found, Resized, UpdateTaken
 from hermes_iot.core.stopping import Progress
 from hermes_iot.core.tally import Tally
 from hermes_iot.domain import DeviceId, Params, Score, Sizing
+from hermes_iot.errors import StorageError
 from hermes_iot.protocol.messages import RunManifest, Update
 
 
@@ -58,6 +63,8 @@ class Aggregator:
         self._measure_s = measure_s
         self._measured = (0, -math.inf)  # version and elapsed seconds
         self._state: Any = strategy.coordinator_start(initial)
+        self._scores: list[Score] = []
+        self._entries: list[Entry] = []
 
     @property
     def early(self) -> bool:
@@ -81,25 +88,79 @@ class Aggregator:
             lag_max=lag_max,
             closed=closed,
         )
-        verdict = judge(update, standing, lambda vector, lag: self._merge(member, update, vector, lag))
-        self.tally.count(verdict.outcome, verdict.reason)
-        if verdict.merged is not None:
-            member.applied += 1
-            self._advance(verdict.merged)
+        planned = member.allocation.steps if member.allocation is not None else 0
+        base = self.model.base(member.device, update.base)
+
+        def merge(vector: Params, lag: int) -> Merged:
+            contribution = _contribution(member.device, update, vector, base=base, lag=lag, planned=planned)
+            return self._merge(contribution, self._fleet, self._asked)
+
+        verdict = judge(update, standing, merge)
+        measured = self._settle(member, verdict)
+        self._entries.append(
+            UpdateTaken(
+                device=member.device,
+                update=update if verdict.merged is not None else replace(update, body=b""),
+                outcome=verdict.outcome,
+                reason=verdict.reason,
+                lag=verdict.lag,
+                planned=planned,
+                base=base if verdict.merged is not None else None,
+                found=self._found(measured),
+            )
+        )
         return verdict
 
-    def changed(self) -> Merged:
+    def changed(self, device: DeviceId) -> Merged:
         """A device came or left; what the strategy made of it."""
-        state, merged = self._strategy.changed(self._state, self.model.vector, self._fleet, self._score_of)
-        merged = checked(merged)
-        self._state = state
-        self._advance(merged)
+        merged = self._changed(self._fleet, self._asked)
+        measured = self._advance(merged)
+        works = device in self._fleet
+        self._entries.append(FleetChanged(device=device, works=works, found=self._found(measured)))
         return merged
 
     def resize(self, reports: Mapping[DeviceId, Report]) -> Mapping[DeviceId, Sizing]:
         """New sizes for the devices that need one."""
         self._state, sizes = self._strategy.resize(self._state, reports, self._fleet)
+        self._entries.append(Resized(reports=reports, found=self._found(None)))
         return sizes
+
+    def drain(self) -> tuple[Entry, ...]:
+        """What was done since the last call."""
+        entries, self._entries = tuple(self._entries), []
+        return entries
+
+    def redo(self, entry: Entry, member: Member | None, crew: Crew) -> Merged:
+        """Do again what another process did, with what it found; what the strategy made of it.
+
+        Args:
+            entry: the next of its log.
+            member: whose update it is.
+            crew: the fleet it had, `entry` followed.
+
+        Raises:
+            StorageError: it comes out differently: another version, or another strategy, wrote the log.
+        """
+        found = entry.found
+        scores = iter(found.scores)
+        self.passed(found.elapsed_s)
+        merged = NOTHING
+        match entry:
+            case UpdateTaken() if member is not None:
+                merged = self._redo_update(entry, member, crew, lambda _params: next(scores))
+            case FleetChanged():
+                merged = self._changed(crew, lambda _params: next(scores))
+                self._advance(merged, measured=found.measured, again=True)
+            case Resized(reports=reports):
+                self._state, _ = self._strategy.resize(self._state, reports, crew)
+        self.tally.up, self.tally.down = Counter(found.up), Counter(found.down)
+        if self.model.version != found.version:
+            raise StorageError(
+                "the run's journal leads to another model",
+                why=f"version {self.model.version} where {found.version} was written",
+                mend="Go on with the software that wrote it, or see hermes-iot repair",
+            )
+        return merged
 
     def passed(self, elapsed_s: float) -> None:
         """So much of the run's time has passed. Written out: it does so at every event of a large fleet."""
@@ -131,34 +192,72 @@ class Aggregator:
         self.tally = tally
         self.progress = replace(progress, accuracy=score.accuracy)
 
-    def _merge(self, member: Member, update: Update, vector: Params, lag: int) -> Merged:
-        contribution = Contribution(
-            device=member.device,
-            vector=vector,
-            base=self.model.base(member.device, update.base),
-            lag=lag,
-            samples=update.samples,
-            iterations=update.iterations,
-            seconds=update.train_s,
-            mini_batches=update.mini_batches,
-            steps=update.steps,
-            planned=member.allocation.steps if member.allocation is not None else 0,
-        )
-        state, merged = self._strategy.merge(self._state, self.model.vector, contribution, self._fleet, self._score_of)
+    def _redo_update(self, entry: UpdateTaken, member: Member, crew: Crew, score_of: ScoreOf) -> Merged:
+        update, merged = entry.update, None
+        if entry.outcome == "applied":
+            vector = unpack(update.body, update.codec, update.parameters)
+            contribution = _contribution(
+                member.device, update, vector, base=entry.base, lag=entry.lag, planned=entry.planned
+            )
+            merged = self._merge(contribution, crew, score_of)
+        verdict = Verdict(outcome=entry.outcome, reason=entry.reason, lag=entry.lag, merged=merged)
+        self._settle(member, verdict, measured=entry.found.measured, again=True)
+        return merged or NOTHING
+
+    def _settle(
+        self, member: Member, verdict: Verdict, *, measured: Score | None = None, again: bool = False
+    ) -> Score | None:
+        """Count it, and take over what was made of it; as `_advance`."""
+        self.tally.count(verdict.outcome, verdict.reason)
+        if verdict.merged is None:
+            return None
+        member.applied += 1
+        return self._advance(verdict.merged, measured=measured, again=again)
+
+    def _merge(self, contribution: Contribution, fleet: Fleet, score_of: ScoreOf) -> Merged:
+        state, merged = self._strategy.merge(self._state, self.model.vector, contribution, fleet, score_of)
         merged = checked(merged)
         self._state = state
         return merged
 
-    def _advance(self, merged: Merged) -> None:
+    def _changed(self, fleet: Fleet, score_of: ScoreOf) -> Merged:
+        state, merged = self._strategy.changed(self._state, self.model.vector, fleet, score_of)
+        merged = checked(merged)
+        self._state = state
+        return merged
+
+    def _asked(self, params: Params) -> Score:
+        """A score the strategy asks for; kept for the log."""
+        score = self._score_of(params)
+        self._scores.append(score)
+        return score
+
+    def _found(self, measured: Score | None) -> Found:
+        scores, self._scores = tuple(self._scores), []
+        return Found(
+            scores=scores,
+            measured=measured,
+            version=self.model.version,
+            elapsed_s=self.progress.elapsed_s,
+            up=dict(self.tally.up),
+            down=dict(self.tally.down),
+        )
+
+    def _advance(self, merged: Merged, *, measured: Score | None = None, again: bool = False) -> Score | None:
+        """The next version, if there is one; its score where it is measured now. `again`: `measured` was."""
         self.progress = replace(self.progress, applied=self.tally.applied)
         if merged.model is None:
-            return
+            return None
         self.model.advance(merged.model, merged.score)
         self.progress = replace(self.progress, since_best=self.progress.since_best + 1)
         if merged.score is not None:
             self._note(merged.score)
-        elif self.progress.elapsed_s >= self._measured[1] + self._measure_s:
-            self._note(self._score_of(self.served))
+            return None
+        if not again and self.progress.elapsed_s >= self._measured[1] + self._measure_s:
+            measured = self._score_of(self.served)
+        if measured is not None:
+            self._note(measured)
+        return measured
 
     def _note(self, score: Score) -> None:
         """The score of the present version."""
@@ -171,3 +270,20 @@ class Aggregator:
             best_loss=score.loss if better else self.progress.best_loss,
             since_best=0 if better else self.progress.since_best,
         )
+
+
+def _contribution(
+    device: DeviceId, update: Update, vector: Params, *, base: Params | None, lag: int, planned: int
+) -> Contribution:
+    return Contribution(
+        device=device,
+        vector=vector,
+        base=base,
+        lag=lag,
+        samples=update.samples,
+        iterations=update.iterations,
+        seconds=update.train_s,
+        mini_batches=update.mini_batches,
+        steps=update.steps,
+        planned=planned,
+    )

@@ -20,7 +20,7 @@ from hermes_iot.core import patience, records, snapshot
 from hermes_iot.core.aggregator import Aggregator
 from hermes_iot.core.allotment import ShardOf
 from hermes_iot.core.assigner import Assigner
-from hermes_iot.core.effects import Effect, Quit, Record, Send, SendKeyframe
+from hermes_iot.core.effects import Effect, Journal, Quit, Record, Send, SendKeyframe
 from hermes_iot.core.member import Member
 from hermes_iot.core.pace import Pace, Stopwatch
 from hermes_iot.core.roster import Roster
@@ -95,8 +95,6 @@ class Coordinator:
             snapshot.resume(restored, self._aggregator, self._assigner, self._roster)
             self._checkpoint_version = restored.version
             self._watch.started_at = now - self.progress.elapsed_s
-            for member in self._roster:  # a barrier that forgot who is there would merge everybody's update alone
-                self._roster.note(member)
 
     @property
     def members(self) -> dict[DeviceId, Member]:
@@ -141,7 +139,7 @@ class Coordinator:
         # A run is on disk before any device hears of it: what it is told must not be told otherwise after a crash.
         first = self._checkpoint(now) if self._checkpoint_version < 0 else []
         retained = [Send(message=self.manifest), *self._keyframe(now), *self._assigner.say_all(), self._announce(now)]
-        return [*first, *retained]
+        return self._journalled([*first, *retained])
 
     def disconnected(self) -> None:
         """The connection is gone; what is retained is said again when it is back."""
@@ -170,12 +168,12 @@ class Coordinator:
             self._roster.admit(device).worked_at = now
         member = self.members[device]
         effects = self._listen(member, message, now)
-        return [*effects, *self._attend(member, now), *self.expire(now=now)]
+        return self._journalled([*effects, *self._attend(member, now), *self._expire(now)])
 
     def stop(self, *, now: float) -> list[Effect]:
         """Leave in good order; the run stays unfinished and can be resumed."""
         self._tick(now)
-        return [*self._checkpoint(now), *self._leave("stopped", now)]
+        return self._journalled([*self._checkpoint(now), *self._leave("stopped", now)])
 
     def next_deadline(self) -> float | None:
         """When `expire` next has something to do; None when only an event can change anything."""
@@ -197,6 +195,20 @@ class Coordinator:
 
     def expire(self, *, now: float) -> list[Effect]:
         """Do what has become due."""
+        return self._journalled(self._expire(now))
+
+    def finish(self, reason: str, *, now: float, state: RunState = "finished") -> list[Effect]:
+        """The run is over: say so, and linger for the devices' last counters; where nobody is there, leave at once."""
+        return self._journalled(self._finish(reason, now, state))
+
+    def summary(self, test: Score) -> dict[str, Any]:
+        """The run in numbers. `test` is the final model's score on the test rows."""
+        wall_s = self.progress.elapsed_s
+        return summary_of(self._roster, self.tally, self._aggregator.model, test=test, wall_s=wall_s)
+
+    # --- time -----------------------------------------------------------------------------------------------------
+
+    def _expire(self, now: float) -> list[Effect]:
         self._tick(now)
         if self._gone:
             return []
@@ -206,7 +218,7 @@ class Coordinator:
         effects = self._look_around(now) if self._connected and self._status_pace.due(now=now) else []
         reason = reason_to_stop(self.settings.rules, self.progress)
         if reason is not None:
-            return [*effects, *self.finish(reason, now=now)]
+            return [*effects, *self._finish(reason, now)]
         if self._resize_wanted and self._resize_pace.due(now=now):
             self._resize_wanted, self._newly_measured = False, 0
             self._slow_down(self._resize_pace, self.settings.resize_interval_s, now)
@@ -221,8 +233,7 @@ class Coordinator:
             effects.append(self._announce(now))
         return effects
 
-    def finish(self, reason: str, *, now: float, state: RunState = "finished") -> list[Effect]:
-        """The run is over: say so, and linger for the devices' last counters; where nobody is there, leave at once."""
+    def _finish(self, reason: str, now: float, state: RunState = "finished") -> list[Effect]:
         self._tick(now)
         self._aggregator.measure()
         self.finished = True
@@ -235,13 +246,8 @@ class Coordinator:
             Send(message=self.manifest),
             self._announce(now),
             Record(event="finished", fields={"reason": reason}),
-            *self.expire(now=now),
+            *self._expire(now),
         ]
-
-    def summary(self, test: Score) -> dict[str, Any]:
-        """The run in numbers. `test` is the final model's score on the test rows."""
-        wall_s = self.progress.elapsed_s
-        return summary_of(self._roster, self.tally, self._aggregator.model, test=test, wall_s=wall_s)
 
     # --- messages -------------------------------------------------------------------------------------------------
 
@@ -344,7 +350,7 @@ class Coordinator:
             member.worked_at = now
             if member.reissue and member.allocation is not None:  # its rows were given away while it was silent
                 effects += self._assigner.welcome(member, now=now)
-        return [*effects, *self._answers(self._aggregator.changed(), now)]
+        return [*effects, *self._answers(self._aggregator.changed(member.device), now)]
 
     def _look_around(self, now: float) -> list[Effect]:
         """Who has fallen silent is waited for no longer, and who has not followed a summons is summoned again."""
@@ -377,6 +383,11 @@ class Coordinator:
         """Time passes, until the run is over."""
         elapsed_s = self.progress.elapsed_s if self.finished else self._watch.elapsed_s(now=now)
         self._aggregator.passed(elapsed_s)
+
+    def _journalled(self, effects: list[Effect]) -> list[Effect]:
+        """What was decided is written down before it is told."""
+        entries = self._aggregator.drain()
+        return [Journal(entries=entries), *effects] if entries else effects
 
     # --- what is said and kept ------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from hermes_iot.core.redo import Entry
 from hermes_iot.domain import Params, TrainJob
 from hermes_iot.errors import HermesError
 from hermes_iot.protocol.messages import Allocation, Message, Model, RunManifest
@@ -91,6 +92,13 @@ class Quit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Journal:
+    """Write down what was decided. Nothing that follows may be performed before it would survive a crash."""
+
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """Write model and state to disk, atomically. `arrays` holds ``model`` and the strategy's own vectors."""
 
@@ -127,6 +135,7 @@ Effect: TypeAlias = (
     | StoreMemory
     | Rebirth
     | Quit
+    | Journal
     | Checkpoint
     | Remember
     | Record

@@ -190,9 +190,9 @@ class Member:
         """For a checkpoint. Allocations are the registry's: they change more often than the model."""
         return {
             "index": self.index,
-            "online": self.online,
             "session": self.session,
             "handled": list(self.handled),
+            "owed": self.owed,
             "applied": self.applied,
             "counted_session": self.counted_session,
             "counted": self.counted.dump(),
@@ -211,9 +211,9 @@ class Member:
         return cls(
             device=device,
             index=int(row["index"]),
-            online=bool(row.get("online", False)),
             session=int(row["session"]),
             handled=(int(session), int(seq)),
+            owed=bool(row.get("owed", False)),
             applied=int(row["applied"]),
             counted_session=int(row.get("counted_session", 0)),
             counted=Totals(**row.get("counted", {})),

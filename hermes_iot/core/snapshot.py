@@ -1,14 +1,14 @@
 """A run as a checkpoint keeps it: what is written down, how it is read again, and where each piece belongs.
 
-Two files hold a run between two processes: the checkpoint (model, strategy, what was handled) and the registry
-(allocations, which change without the model). A device's counters are in the checkpoint because devices only report
+Three things hold a run between two processes: the checkpoint (model, strategy, what was handled), the redo log (what
+was decided since) and the registry (allocations, which change without the model). A device's counters are in the checkpoint because devices only report
 those of their present session; without them a summary after a restart would forget the earlier ones.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from hermes_iot.core.aggregator import Aggregator
 from hermes_iot.core.assigner import Assigner
 from hermes_iot.core.effects import Checkpoint
 from hermes_iot.core.member import Member
+from hermes_iot.core.redo import Crew, Entry, UpdateTaken
 from hermes_iot.core.roster import Roster
 from hermes_iot.core.stopping import Progress
 from hermes_iot.core.tally import Tally
@@ -30,12 +31,13 @@ _STRATEGY: Final = "strategy."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
-    """A run as its last checkpoint and the registry left it."""
+    """A run as its last checkpoint, the registry and the redo log since then left it."""
 
     version: int
     arrays: Mapping[str, Params]
     scalars: Mapping[str, Any]
     allocations: Mapping[str, Allocation]
+    entries: Iterable[Entry] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,7 @@ class Snapshot:
 
     Attributes:
         cursor, shards: see `Allotment`.
+        crew: the devices that worked, in the order in which they came.
     """
 
     version: int
@@ -54,6 +57,7 @@ class Snapshot:
     cursor: int
     shards: Mapping[str, Ranges]
     members: tuple[Member, ...]
+    crew: tuple[DeviceId, ...]
 
 
 def taken(aggregator: Aggregator, assigner: Assigner, roster: Roster) -> Snapshot:
@@ -67,6 +71,7 @@ def taken(aggregator: Aggregator, assigner: Assigner, roster: Roster) -> Snapsho
         cursor=assigner.allotment.cursor,
         shards=assigner.allotment.shards(),
         members=tuple(roster),
+        crew=tuple(roster.live),
     )
 
 
@@ -92,6 +97,23 @@ def resume(restored: Restored, aggregator: Aggregator, assigner: Assigner, roste
             mend="Go on with the software that wrote it, or begin another run",
         ) from error
     roster.members.update({member.device: member for member in snapshot.members})
+    crew = Crew(snapshot.crew)
+    for entry in restored.entries:
+        crew.follow(entry)
+        member = roster.admit(entry.device) if isinstance(entry, UpdateTaken) else None
+        merged = aggregator.redo(entry, member, crew)
+        if isinstance(entry, UpdateTaken) and member is not None and entry.reason != "run":
+            member.handle(entry.update.session, entry.update.seq)
+            member.base = entry.update.base
+            member.owed = member.owed or entry.outcome == "applied"
+        for device in merged.reply_to:
+            roster.members[device].owed = False
+    # Until they are heard of again those that worked are taken for there: a barrier that forgot who is awaited would
+    # merge everybody's update alone.
+    for device in crew:
+        member = roster.admit(device)
+        member.online = True
+        roster.note(member)
     assigner.restore(snapshot.cursor, snapshot.shards)
 
 
@@ -105,6 +127,7 @@ def dump(snapshot: Snapshot) -> Checkpoint:
         "elapsed_s": progress.elapsed_s,
         "best_loss": progress.best_loss if math.isfinite(progress.best_loss) else None,
         "since_best": progress.since_best,
+        "crew": list(snapshot.crew),
         "cursor": snapshot.cursor,
         "shards": {name: [list(one) for one in ranges] for name, ranges in snapshot.shards.items()},
     }
@@ -148,4 +171,5 @@ def load(restored: Restored) -> Snapshot:
         cursor=int(scalars["cursor"]),
         shards={name: tuple((int(a), int(b)) for a, b in ranges) for name, ranges in scalars["shards"].items()},
         members=tuple(sorted(members.values(), key=lambda member: member.index)),
+        crew=tuple(DeviceId(name) for name in scalars.get("crew", ())),
     )

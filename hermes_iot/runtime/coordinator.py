@@ -1,9 +1,9 @@
 """Runs the coordinator: a machine, a connection, a run directory.
 
-What devices and allocations are recorded as is on disk before an allocation is sent: a coordinator that comes back
-after a crash must never give out a version twice. The registry is one file, so a burst of births is one write, not
-one each: what is to be recorded, and the allocations that wait for it, are settled when the inbox is empty, or after
-50 ms.
+Nothing is told that a crash could forget: what was decided is in the journal, and what devices and allocations are
+recorded as is in the registry, before anything that follows is sent. Both cost a disk's time, so they are settled, and
+what waits for them sent, when the inbox is empty, or after 50 ms: a burst of updates or births is one write, not one
+each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, Final
 from hermes_iot import __version__
 from hermes_iot.config import RunConfig
 from hermes_iot.core.coordinator import Coordinator, CoordinatorSettings
-from hermes_iot.core.effects import Checkpoint, Effect, Quit, Record, Remember, Send, SendKeyframe
+from hermes_iot.core.effects import Checkpoint, Effect, Journal, Quit, Record, Remember, Send, SendKeyframe
 from hermes_iot.errors import HermesError, IdConflict, Incompatible, ProtocolError, StorageError
 from hermes_iot.protocol import codec
 from hermes_iot.protocol.messages import Allocation, CoordinatorStatus
@@ -81,7 +81,7 @@ class CoordinatorRunner:
         self._clock = clock
         self._running = False
         self._unsaved: list[Remember] = []
-        self._held: list[Send] = []
+        self._held: list[Send | SendKeyframe] = []
         self._settle_by = 0.0
         self._session = secrets.token_hex(8)
         self._leadership = Leadership(self.topics, client_id=self.client_id, session=self._session)
@@ -107,7 +107,6 @@ class CoordinatorRunner:
                 why=f"{restored.arrays['model'].size} parameters there, {manifest.model.parameters} now",
                 mend="Use the task as it was, or another --run-dir",
             )
-        self.resumed_version = restored.version if restored is not None else None
         self.machine = Coordinator(
             manifest=manifest,
             status=CoordinatorStatus(
@@ -129,6 +128,7 @@ class CoordinatorRunner:
             restored=restored,
             now=self._clock(),
         )
+        self.resumed_version = self.machine.version if restored is not None else None
         created_at = datetime.now(UTC).isoformat(timespec="seconds")
         self.run_dir.begin(run, fleet=self.fleet, config=config, created_at=created_at)
         log.info("run=%s directory=%s resumed_at=%s", run, self.run_dir.path, self.resumed_version)
@@ -253,31 +253,46 @@ class CoordinatorRunner:
             match effect:
                 case Send(message=Allocation()):
                     self._held.append(effect)
-                case Send():
-                    self.link.perform(effect)
-                case SendKeyframe(model=model):
-                    self.link.perform_keyframe(model)
+                case Send() | SendKeyframe():
+                    if self.run_dir.unsynced:
+                        self._held.append(effect)
+                    else:
+                        self._tell(effect)
                 case Checkpoint():
                     self.run_dir.save(self.run_id, effect)
+                case Journal(entries=entries):
+                    self._begin_to_settle()
+                    self.run_dir.log(entries)
                 case Remember():
-                    if not self._unsaved:
-                        self._settle_by = self._clock() + _SETTLE_WITHIN_S
+                    self._begin_to_settle()
                     self._unsaved.append(effect)
                 case Record(event=event, fields=fields):
                     self._on_record(event, {"elapsed_s": self.machine.progress.elapsed_s, **fields})
                 case Quit(error=error, reason=reason):
                     self._quit(error, reason)
 
+    def _tell(self, effect: Send | SendKeyframe) -> None:
+        if isinstance(effect, Send):
+            self.link.perform(effect)
+        else:
+            self.link.perform_keyframe(effect.model)
+
+    def _begin_to_settle(self) -> None:
+        if not self._unsaved and not self.run_dir.unsynced:
+            self._settle_by = self._clock() + _SETTLE_WITHIN_S
+
     def _settle(self, now: float) -> None:
-        """Record what is to be recorded, then send the allocations that waited for it."""
-        if self._unsaved and len(self.inbox) and now < self._settle_by and self._running:
+        """Write what is to be written, then send what waited for it."""
+        unsettled = bool(self._unsaved) or self.run_dir.unsynced
+        if unsettled and len(self.inbox) and now < self._settle_by and self._running:
             return
+        self.run_dir.sync()
         if self._unsaved:
             unsaved, self._unsaved = self._unsaved, []
             self.run_dir.remember(self.run_id, unsaved)
         held, self._held = self._held, []
         for effect in held:
-            self.link.perform(effect)
+            self._tell(effect)
 
     def _quit(self, error: HermesError | None, reason: str) -> None:
         self._running = False
@@ -297,7 +312,9 @@ class CoordinatorRunner:
         ours = not isinstance(error, IdConflict)  # else the fleet is another's, and so is the last word
         with contextlib.suppress(HermesError):
             for effect in self.machine.stop(now=self._clock()):
-                if isinstance(effect, Checkpoint) and sound:
+                if isinstance(effect, Journal):
+                    self.run_dir.log(effect.entries)
+                elif isinstance(effect, Checkpoint) and sound:
                     self.run_dir.save(self.run_id, effect)
                 elif isinstance(effect, Send) and ours:
                     self._link.perform(effect)

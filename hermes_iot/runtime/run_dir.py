@@ -4,6 +4,7 @@
 
     runs/<run>/registry.json      runs, devices, allocations (TinyDB, atomic, checksummed)
                checkpoints/       the newest two, safetensors
+               journal/           what was decided since the older of them
                metrics.jsonl      one line per event
                summary.json       written at the end
                model.safetensors  the global model under its own tensor names
@@ -12,7 +13,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final
@@ -20,12 +21,15 @@ from typing import Any, Final
 from hermes_iot.config import RunConfig
 from hermes_iot.core.coordinator import Restored
 from hermes_iot.core.effects import Checkpoint, Remember
+from hermes_iot.core.redo import Entry
 from hermes_iot.domain import ModelSignature, Params
 from hermes_iot.errors import HermesError, ProtocolError, StorageError, UsageError
 from hermes_iot.protocol.messages import Allocation
 from hermes_iot.protocol.schema import from_mapping
+from hermes_iot.runtime import redo_log
 from hermes_iot.storage.atomic import make_directory
 from hermes_iot.storage.checkpoints import CheckpointStore, export_model
+from hermes_iot.storage.journal import Journal
 from hermes_iot.storage.registry import Registry, plain
 
 log = logging.getLogger(__name__)
@@ -60,6 +64,12 @@ class RunDir:
         self.path = path
         self.registry = Registry(path / "registry.json")
         self.checkpoints = CheckpointStore(path / "checkpoints")
+        try:
+            self.journal = Journal(path / "journal")
+        except BaseException:
+            self.registry.close()
+            raise
+        self._first_entries: dict[int, int] = {}  # of each checkpoint written here: the first entry after it
 
     def unfinished(self, fleet: str, config: RunConfig) -> str | None:
         """The id of the run in here that has not ended; None in a fresh directory.
@@ -128,13 +138,39 @@ class RunDir:
             )
             for device, row in self.registry.allocations_of(run).items()
         }
-        scalars = found.metadata["scalars"]
-        return Restored(version=found.version, arrays=found.arrays, scalars=scalars, allocations=allocations)
+        first = found.metadata.get("journal")  # an older version kept none
+        return Restored(
+            version=found.version,
+            arrays=found.arrays,
+            scalars=found.metadata["scalars"],
+            allocations=allocations,
+            entries=() if first is None else redo_log.read(self.journal, int(first)),
+        )
+
+    def log(self, entries: Iterable[Entry]) -> None:
+        """Take entries of the redo log; they are safe after the next `sync`."""
+        redo_log.append(self.journal, entries)
+
+    @property
+    def unsynced(self) -> bool:
+        """Whether entries were taken that a crash would forget."""
+        return self.journal.unsynced_bytes > 0
+
+    def sync(self) -> None:
+        """Every entry taken is on disk."""
+        self.journal.sync()
 
     def save(self, run: str, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint."""
-        metadata = {"run": run, "scalars": checkpoint.scalars}
+        """Write a checkpoint, and cut off what of the journal no checkpoint needs any more."""
+        self.journal.sync()
+        first = self.journal.next_index
+        metadata = {"run": run, "journal": first, "scalars": checkpoint.scalars}
         self.checkpoints.save(checkpoint.version, dict(checkpoint.arrays), metadata)
+        self._first_entries[checkpoint.version] = first
+        self.journal.roll()
+        kept = self.checkpoints.versions
+        if all(version in self._first_entries for version in kept):
+            self.journal.cut(min(self._first_entries[version] for version in kept))
 
     def remember(self, run: str, changes: Sequence[Remember]) -> None:
         """Write what changed about devices, in one go."""
@@ -173,6 +209,7 @@ class RunDir:
 
     def close(self) -> None:
         """Give the lock back."""
+        self.journal.close()
         self.registry.close()
 
 

@@ -108,7 +108,7 @@ def write_atomic(path: Path, data: bytes, *, backup: bool = False) -> None:
         if backup:
             _keep_previous(path)
         temporary.replace(path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         raise storage_error(error, f"cannot write {path}", path.parent) from error
     finally:
@@ -310,7 +310,8 @@ def _discard(temporary: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -28,6 +28,7 @@ from hermes_iot.core.effects import (
     FetchKeyframe,
     FindShard,
     ForgetKeyframe,
+    Journal,
     Prepare,
     Quit,
     Rebirth,
@@ -39,6 +40,7 @@ from hermes_iot.core.effects import (
     StoreShard,
     Train,
 )
+from hermes_iot.core.redo import Entry
 from hermes_iot.domain import DeviceId, RunId, Trained, TrainJob
 from hermes_iot.errors import ProtocolError
 from hermes_iot.protocol import codec
@@ -370,11 +372,12 @@ class DeviceNode:
 
 
 class LeaderNode:
-    """The coordinator: a machine, a wire, and a disk with the last checkpoint and the registry."""
+    """The coordinator: a machine, a wire, and a disk with the last checkpoint, the journal since then and the registry."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
         self.checkpoint: Checkpoint | None = None
+        self.journal: list[Entry] = []
         self.allocations: dict[str, Allocation] = {}
         self.records: list[Record] = []
         self.quit: Quit | None = None
@@ -390,7 +393,7 @@ class LeaderNode:
 
     def start(self, about: RunManifest, *, fresh: bool = False) -> None:
         if fresh:
-            self.checkpoint, self.allocations = None, {}
+            self.checkpoint, self.journal, self.allocations = None, [], {}
         self.lives += 1
         self.wire = Wire(TOPICS, chunk_bytes=self.fleet.chunk_bytes)
         self.alive, self.quit, self.effects_left = True, None, None
@@ -405,6 +408,7 @@ class LeaderNode:
                 arrays=self.checkpoint.arrays,
                 scalars=self.checkpoint.scalars,
                 allocations=dict(self.allocations),
+                entries=tuple(self.journal),
             )
         self.machine = Coordinator(
             manifest=about,
@@ -423,6 +427,10 @@ class LeaderNode:
     def crash(self) -> None:
         self.alive = False
         self.fleet.broker.lose(self.client, will_delay_s=0.0)
+
+    def lose_journal(self) -> None:
+        self.journal = []
+        self.fleet.audit.lost()
 
     def disconnect(self) -> None:
         self.fleet.broker.lose(self.client, will_delay_s=0.0)
@@ -485,11 +493,14 @@ class LeaderNode:
                     for part in range(len(packets), self.parts):
                         self.publish([Packet(topic=TOPICS.model_part(part), payload=b"", qos=1, retain=True)])
                     self.parts = len(packets)
+                case Journal(entries=entries):
+                    self.journal += entries
                 case Checkpoint():
                     # Through JSON and copies: what a file keeps.
                     scalars = json.loads(json.dumps(effect.scalars, allow_nan=False))
                     arrays = {name: np.array(array, dtype=np.float32) for name, array in effect.arrays.items()}
                     self.checkpoint = Checkpoint(version=effect.version, arrays=arrays, scalars=scalars)
+                    self.journal = []
                     self.fleet.audit.saved()
                 case Remember(allocations=allocations):
                     for device, one in allocations.items():
@@ -535,13 +546,20 @@ class Audit:
         self._in_force: dict[tuple[str, str], int] = {}
 
     def led(self, node: LeaderNode) -> None:
-        """A coordinator starts: what its checkpoint has forgotten may be applied again."""
-        self.updates, applied = (0, set()) if node.checkpoint is None else self._saved
-        self.applied = set(applied)
+        """A coordinator starts: nothing its predecessor told anybody is forgotten, and nothing is applied again."""
+        if node.checkpoint is None:
+            self.applied = set()
+        else:
+            assert node.machine.version >= self._version
+        self.updates = node.machine.tally.received
         self._version, self._seen_records = node.machine.version, len(node.records)
 
     def saved(self) -> None:
-        self._saved = (self.updates, set(self.applied))
+        self._saved = (self._version, set(self.applied))
+
+    def lost(self) -> None:
+        """The journal is gone: what came after the checkpoint may be applied again."""
+        self._version, self.applied = self._saved
 
     def wiped(self, name: str) -> None:
         self._in_force = {key: version for key, version in self._in_force.items() if key[0] != name}

@@ -255,7 +255,7 @@ def test_the_first_update_becomes_the_model_and_is_acked_then_answered():
     desk = Desk().up()
     desk.hear(birth())
     effects = desk.hear(update(value=2.0))
-    assert kinds(effects) == ["Ack", "Model", "Record"]
+    assert kinds(effects) == ["Journal", "Ack", "Model", "Record"]
     (answer,) = sent(effects, Model)
     assert (answer.version, answer.session, answer.seq, answer.body) == (1, 1, 1, body(2.0))
     assert desk.machine.version == 1

@@ -5,16 +5,18 @@ counts: the work is done, and the model it began from is the others'. A device t
 the newer vector: it was restarted, or its first was sent again.
 
 The mean is summed in the order of the devices' names, never of arrival: the network then has no say in the last bit.
+
+What is held is in every checkpoint: it was acknowledged, so nobody will send it again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, Final, TypeAlias
 
 from hermes_iot.algorithms.aggregation import weighted_mean
-from hermes_iot.algorithms.strategies.base import Merged
+from hermes_iot.algorithms.strategies.base import Merged, StateDump
 from hermes_iot.domain import DeviceId, Params
 
 
@@ -25,6 +27,8 @@ class Entry:
     vector: Params
     weight: float = 1.0
 
+
+_HELD: Final = "held."
 
 #: What was handed in since the barrier last opened. Never changed in place.
 Round: TypeAlias = Mapping[DeviceId, Entry]
@@ -58,3 +62,24 @@ def closed(entries: Round, *, by: DeviceId | None) -> Merged:
     model = weighted_mean([entries[device].vector for device in members], weights)
     weight = entries[by].weight / sum(weights) if by is not None and by in entries else 0.0
     return Merged(model=model, reply_to=members, weight=weight)
+
+
+def kept(entries: Round, **scalars: Any) -> StateDump:
+    """A round, and what else there is, for a checkpoint."""
+    weights = {str(device): entry.weight for device, entry in entries.items()}
+    return StateDump(
+        scalars={"weights": weights, **scalars},
+        arrays={f"{_HELD}{device}": entry.vector for device, entry in entries.items()},
+    )
+
+
+def kept_of(dump: StateDump) -> Round:
+    """The round in a dump, in the order in which it was handed in.
+
+    Raises:
+        KeyError, TypeError, ValueError: there is none.
+    """
+    return {
+        DeviceId(device): Entry(vector=dump.arrays[f"{_HELD}{device}"], weight=float(weight))
+        for device, weight in dict(dump.scalars["weights"]).items()
+    }

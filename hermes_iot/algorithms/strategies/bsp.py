@@ -8,9 +8,6 @@ the rows of its iteration, so equal rows give the plain mean. Rows are the devic
 By default as the paper under comparison (arXiv 2410.20495) runs it: fresh rows in every iteration, several passes over
 them. With `steps` an iteration is that many mini-batches of a walk, and the data are dealt out once in equal, disjoint
 shares: the same barrier with short rounds and all the data, see `bsp_tuned`.
-
-The vectors held at a barrier are in no checkpoint: they are the size of the whole fleet's models, and devices can make
-them again. After a coordinator's restart those who wait ask again, get the model and train from it once more.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from hermes_iot.algorithms.checks import STEPS_MAX, require_whole
 from hermes_iot.algorithms.speed import Report
-from hermes_iot.algorithms.strategies.barrier import Entry, Round, closed, complete, handed_in
+from hermes_iot.algorithms.strategies.barrier import Entry, Round, closed, complete, handed_in, kept, kept_of
 from hermes_iot.algorithms.strategies.base import NOTHING, Contribution, Fleet, Merged, Regime, ScoreOf, StateDump
 from hermes_iot.algorithms.strategies.every import PushesModel
 from hermes_iot.domain import DeviceId, Params, Sizing
@@ -104,12 +101,13 @@ class Bsp(PushesModel[BspHalf]):
         return replace(state, sharing=among), sizes
 
     def dump(self, state: BspHalf) -> StateDump:
-        """Without what is held, see the module."""
-        return StateDump(scalars={"sharing": sorted(state.sharing)})
+        """All of it."""
+        return kept(state.entries, sharing=sorted(state.sharing))
 
     def load(self, dump: StateDump) -> BspHalf:
         """The inverse of `dump`."""
-        return BspHalf(sharing=frozenset(DeviceId(str(device)) for device in dump.scalars["sharing"]))
+        sharing = frozenset(DeviceId(str(device)) for device in dump.scalars["sharing"])
+        return BspHalf(entries=kept_of(dump), sharing=sharing)
 
 
 def _settled(state: BspHalf, fleet: Fleet, newest: DeviceId | None) -> tuple[BspHalf, Merged]:

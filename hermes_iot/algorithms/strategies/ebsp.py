@@ -7,8 +7,6 @@ R is for its user to tune: it trades waiting against devices drifting apart.
 
 Departures: the model is the plain mean of the models, as in the other barriers here, where the paper has a parameter
 server that adds gradients. A device that has just come was not predicted: it pushes after one iteration and waits.
-
-What is held at a barrier is in no checkpoint, see `bsp`; neither are speeds, which every push tells anew.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from hermes_iot.algorithms.checks import require_whole
 from hermes_iot.algorithms.speed import SECONDS_MAX
-from hermes_iot.algorithms.strategies.barrier import Entry, Round, closed, complete, handed_in
+from hermes_iot.algorithms.strategies.barrier import Entry, Round, closed, complete, handed_in, kept, kept_of
 from hermes_iot.algorithms.strategies.base import (
     NOTHING,
     BaseStrategy,
@@ -123,13 +121,14 @@ class Ebsp(BaseStrategy[EbspDevice, EbspHalf]):
         """Who has gone is awaited no longer."""
         return self._settled(state, fleet, None)
 
-    def dump(self, state: EbspHalf) -> StateDump:  # noqa: ARG002
-        """Nothing, see the module."""
-        return StateDump()
+    def dump(self, state: EbspHalf) -> StateDump:
+        """All of it."""
+        return kept(state.entries, seconds={str(device): seconds for device, seconds in state.seconds.items()})
 
-    def load(self, dump: StateDump) -> EbspHalf:  # noqa: ARG002
-        """Nobody has handed in anything."""
-        return EbspHalf()
+    def load(self, dump: StateDump) -> EbspHalf:
+        """The inverse of `dump`."""
+        seconds = {DeviceId(device): float(value) for device, value in dict(dump.scalars["seconds"]).items()}
+        return EbspHalf(entries=kept_of(dump), seconds=seconds)
 
     def _settled(self, state: EbspHalf, fleet: Fleet, newest: DeviceId | None) -> tuple[EbspHalf, Merged]:
         if not complete(state.entries, fleet):

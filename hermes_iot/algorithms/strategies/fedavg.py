@@ -9,9 +9,7 @@ takes part in the first round, which begins at the keyframe, and whoever joins l
 A drawn device that leaves is not waited for. Where nobody who is there waits to be drawn - all have left and come
 back - a round of everybody begins again.
 
-The draw is a function of `seed`, the round's number and who there is to draw from, so a run can be replayed. Of the
-state only the round's number is in a checkpoint: after a coordinator's restart the devices that wait ask again, train
-from the model they are given, and all take part in one round.
+The draw is a function of `seed`, the round's number and who there is to draw from, so a run can be replayed.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from hermes_iot.algorithms.checks import require_number, require_whole
-from hermes_iot.algorithms.strategies.barrier import Entry, Round, closed, complete, handed_in
+from hermes_iot.algorithms.strategies.barrier import Entry, Round, closed, complete, handed_in, kept, kept_of
 from hermes_iot.algorithms.strategies.base import NOTHING, Contribution, Fleet, Merged, Regime, ScoreOf, StateDump
 from hermes_iot.algorithms.strategies.every import PushesModel
 from hermes_iot.domain import DeviceId, Params
@@ -100,12 +98,19 @@ class Fedavg(PushesModel[FedavgHalf]):
         return self._settled(state, fleet, None)
 
     def dump(self, state: FedavgHalf) -> StateDump:
-        """The round's number, see the module."""
-        return StateDump(scalars={"round": state.number})
+        """All of it."""
+        drawn = None if state.drawn is None else list(state.drawn)
+        return kept(state.entries, round=state.number, drawn=drawn, idle=sorted(state.idle))
 
     def load(self, dump: StateDump) -> FedavgHalf:
-        """A round of everybody."""
-        return FedavgHalf(number=int(dump.scalars["round"]))
+        """The inverse of `dump`."""
+        drawn = dump.scalars["drawn"]
+        return FedavgHalf(
+            number=int(dump.scalars["round"]),
+            drawn=None if drawn is None else tuple(DeviceId(str(device)) for device in drawn),
+            entries=kept_of(dump),
+            idle=frozenset(DeviceId(str(device)) for device in dump.scalars["idle"]),
+        )
 
     def _settled(self, state: FedavgHalf, fleet: Fleet, newest: DeviceId | None) -> tuple[FedavgHalf, Merged]:
         if state.drawn is None:

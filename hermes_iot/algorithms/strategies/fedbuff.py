@@ -7,9 +7,6 @@ once, whether its push was applied or only gathered. The paper's secure aggregat
 
 With fewer than K devices there, K is their number: the buffer must not fill from one device's pushes alone. So a
 device that leaves can be what fills it.
-
-What was gathered is in no checkpoint. A coordinator's restart loses fewer than K displacements, whose devices were
-answered and have gone on.
 """
 
 from __future__ import annotations
@@ -101,13 +98,19 @@ class Fedbuff(PushesDisplacement[Buffer]):
             return state, NOTHING
         return (), Merged(model=self._applied(model, state), reply_to=())
 
-    def dump(self, state: Buffer) -> StateDump:  # noqa: ARG002
-        """Nothing, see the module."""
-        return StateDump()
+    def dump(self, state: Buffer) -> StateDump:
+        """All of it."""
+        return StateDump(
+            scalars={"scales": [one.scale for one in state]},
+            arrays={f"displacement.{number}": one.displacement for number, one in enumerate(state)},
+        )
 
-    def load(self, dump: StateDump) -> Buffer:  # noqa: ARG002
-        """Empty."""
-        return ()
+    def load(self, dump: StateDump) -> Buffer:
+        """The inverse of `dump`."""
+        return tuple(
+            Gathered(displacement=dump.arrays[f"displacement.{number}"], scale=float(scale))
+            for number, scale in enumerate(dump.scalars["scales"])
+        )
 
     def _size(self, fleet: Fleet) -> int:
         return max(1, min(self.config.buffer, len(fleet)))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
@@ -45,6 +45,8 @@ from hermes_iot.domain import Codec, DeviceId, Params, Sizing, Trained
 from hermes_iot.errors import ProtocolError, UsageError
 
 Weights = Literal["speed", "uniform"]
+
+_WAITING: Final = "waiting."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,10 +223,17 @@ class HermesPlus(BaseStrategy[PairedGateState, CoordinatorHalf]):
         return state.mixing.average if self.config.ema_rate < 1 else model
 
     def dump(self, state: CoordinatorHalf) -> StateDump:
-        """Speeds and what waits at a barrier are left out: devices report again, and ask again."""
+        """All of it."""
         one = state.mixing
-        scalars = {"gathered_share": one.gathered_share, "merges": one.merges, "rounds": one.rounds}
+        scalars = {
+            "gathered_share": one.gathered_share,
+            "merges": one.merges,
+            "rounds": one.rounds,
+            "shares": state.shares.dump(),
+            "waiting": {device: [held.steps, held.planned, held.lag] for device, held in state.waiting.items()},
+        }
         arrays = {"velocity": one.velocity, "gathered": one.gathered, "average": one.average}
+        arrays |= {f"{_WAITING}{device}": held.vector for device, held in state.waiting.items()}
         return StateDump(scalars=scalars, arrays=arrays)
 
     def load(self, dump: StateDump) -> CoordinatorHalf:
@@ -237,7 +246,20 @@ class HermesPlus(BaseStrategy[PairedGateState, CoordinatorHalf]):
             merges=int(dump.scalars["merges"]),
             rounds=int(dump.scalars["rounds"]),
         )
-        return CoordinatorHalf(mixing=one)
+        waiting = {
+            DeviceId(device): Contribution(
+                device=DeviceId(device),
+                vector=dump.arrays[f"{_WAITING}{device}"],
+                base=None,
+                lag=int(lag),
+                samples=0,
+                iterations=1,
+                steps=int(steps),
+                planned=int(planned),
+            )
+            for device, (steps, planned, lag) in dict(dump.scalars["waiting"]).items()
+        }
+        return CoordinatorHalf(mixing=one, shares=SharesState.load(dump.scalars["shares"]), waiting=waiting)
 
     def _mixed(
         self, state: CoordinatorHalf, model: Params, contribution: Contribution, fleet: Fleet

@@ -19,8 +19,6 @@ Departures, all but the first because boards are no lockstep cluster:
 - Devices do not decide at the same step. The first push of one asks all others to push at the end of the iteration
   they are at, so a straggler's iteration is waited for.
 - After `max_age` silent iterations a device pushes anyway: a fleet that sees no change must not train apart for ever.
-
-What is held at the barrier is in no checkpoint, see `bsp`.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from hermes_iot.algorithms.checks import require_number, require_whole
-from hermes_iot.algorithms.strategies.barrier import Entry, Round, awaited, closed, complete, handed_in
+from hermes_iot.algorithms.strategies.barrier import Entry, Round, awaited, closed, complete, handed_in, kept, kept_of
 from hermes_iot.algorithms.strategies.base import (
     NOTHING,
     BaseStrategy,
@@ -172,13 +170,14 @@ class Selsync(BaseStrategy[SelsyncDevice, SelsyncHalf]):
         """Who has gone is awaited no longer; who has come to a barrier is summoned too."""
         return _settled(state, fleet, None)
 
-    def dump(self, state: SelsyncHalf) -> StateDump:  # noqa: ARG002
-        """Nothing, see the module."""
-        return StateDump()
+    def dump(self, state: SelsyncHalf) -> StateDump:
+        """All of it."""
+        return kept(state.entries, summoned=sorted(state.summoned))
 
-    def load(self, dump: StateDump) -> SelsyncHalf:  # noqa: ARG002
-        """Everybody trains alone."""
-        return SelsyncHalf()
+    def load(self, dump: StateDump) -> SelsyncHalf:
+        """The inverse of `dump`."""
+        summoned = frozenset(DeviceId(str(device)) for device in dump.scalars["summoned"])
+        return SelsyncHalf(entries=kept_of(dump), summoned=summoned)
 
 
 def _squared_norm(start: Params, trained: Trained) -> float:

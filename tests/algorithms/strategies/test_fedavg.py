@@ -7,7 +7,7 @@ import pytest
 
 from hermes_iot.algorithms.strategies.fedavg import Config, build_strategy
 from hermes_iot.runtime.strategies import resolve
-from tests.support.baselines import Lead, stored, vector
+from tests.support.baselines import Lead, vector
 
 
 def lead(fleet, **constants):
@@ -115,10 +115,3 @@ def test_who_comes_back_into_a_round_of_everybody_and_still_waits_is_answered():
     waits = "b" if drawn == "a" else "a"
     fleet.now("")
     assert fleet.now(waits).reply_to == (waits,)
-
-
-def test_after_a_restart_everybody_takes_part_and_the_rounds_go_on():
-    fleet, _ = begun("abcd")
-    assert fleet.state.number == 1
-    fleet.state = fleet.strategy.load(stored(fleet.strategy.dump(fleet.state)))
-    assert (fleet.state.number, fleet.state.drawn) == (1, None)

@@ -1,0 +1,331 @@
+"""Records that are on disk before anybody is told of them: append, sync together, read again after any crash.
+
+A journal is a directory of segments, ``journal-<index of its first record>.log``, each
+
+    16 bytes   b"HERMESJ" + format, index of the first record (8 bytes)
+    records    length (4), CRC-32 over index and payload (4), index (8), payload;  all little endian
+
+Appending costs a copy; `sync` writes everything appended since the last one with one system call and one fdatasync
+(group commit), so the price of safety is shared by whatever arrived meanwhile. An error while syncing, a full disk
+above all, cuts the segment back to what was safe and keeps what was to be written: the caller may try again when there
+is room, and a reader never finds half a group in between.
+
+A crash leaves at most a torn tail, which `Journal` cuts off at its start and says so. That is only what a tail can be:
+where whole records follow the broken one, or a segment is missing, something else happened to acknowledged records,
+and that is an error for a person (`Damaged`), never a shorter journal. The CRC finds what a worn card changes; against
+somebody who may write here it protects nobody.
+
+Nothing here knows what a record means. One writer at a time, see locks.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from hermes_iot.errors import StorageError
+from hermes_iot.storage import atomic
+
+#: A segment is closed when it has grown beyond so many bytes; whole segments are what `cut` removes.
+SEGMENT_BYTES: Final = 64 * 1024 * 1024
+#: Longer records are refused, and none is believed.
+RECORD_BYTES_MAX: Final = 1024 * 1024 * 1024
+FORMAT: Final = 1
+
+_MAGIC: Final = b"HERMESJ"
+_START: Final = struct.Struct("<7sBQ")
+_HEAD: Final = struct.Struct("<IIQ")
+_NAME: Final = re.compile(r"journal-([0-9]{12})\.log")
+#: How far beyond a broken record a whole one is looked for, byte by byte.
+_SEARCH_BYTES: Final = 1024 * 1024
+_WRITE_PIECES: Final = 512  # IOV_MAX is 1024 on Linux
+
+
+class Journal:
+    """Open for appending; see the module.
+
+    Args:
+        directory: created if need be.
+        segment_bytes: see `SEGMENT_BYTES`.
+        first: index of the first record, where there is none yet.
+
+    Attributes:
+        torn_bytes: what a crash had left behind the last whole record, and was cut off.
+
+    Raises:
+        Damaged: see the module.
+        StorageError: not permitted, disk full, or written in a newer format.
+    """
+
+    def __init__(self, directory: Path, *, segment_bytes: int = SEGMENT_BYTES, first: int = 0) -> None:
+        atomic.make_directory(directory)
+        self._directory = directory
+        self._segment_bytes = segment_bytes
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._descriptor: int | None = None
+        self._length = 0
+        self.torn_bytes = 0
+        starts = segments(directory)
+        self._next = self._recover(starts) if starts else first
+        self._synced = self._next
+
+    @property
+    def next_index(self) -> int:
+        """Of the next record appended."""
+        return self._next
+
+    @property
+    def synced_index(self) -> int:
+        """Every record below this one survives a crash."""
+        return self._synced
+
+    @property
+    def unsynced_bytes(self) -> int:
+        """Appended since the last `sync`."""
+        return self._pending_bytes
+
+    def append(self, *pieces: bytes | memoryview) -> int:
+        """Add one record, made of pieces that are laid end to end; its index. Not safe before `sync`."""
+        length = sum(len(piece) for piece in pieces)
+        if length > RECORD_BYTES_MAX:
+            raise ValueError(f"a record of {length} bytes is over the limit of {RECORD_BYTES_MAX}")
+        index = self._next
+        head = _HEAD.pack(length, _crc(index, *pieces), index)
+        self._pending += [head, *(bytes(piece) for piece in pieces)]
+        self._pending_bytes += len(head) + length
+        self._next += 1
+        return index
+
+    def sync(self) -> None:
+        """Make everything appended safe.
+
+        Raises:
+            StorageError: it could not be written and is kept for another try.
+        """
+        if not self._pending:
+            return
+        if self._descriptor is not None and self._length >= self._segment_bytes:
+            self._shut()
+        try:
+            if self._descriptor is None:
+                self._begin(self._synced)
+            assert self._descriptor is not None  # noqa: S101 - `_begin` opened it
+            _write(self._descriptor, self._pending)
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            self._take_back()
+            raise atomic.storage_error(
+                error, f"cannot write the journal in {self._directory}", self._directory
+            ) from error
+        self._length += self._pending_bytes
+        self._pending, self._pending_bytes = [], 0
+        self._synced = self._next
+
+    def read(self, start: int = 0) -> Iterator[tuple[int, bytes]]:
+        """The synced records from index `start` on, oldest first, with their indices.
+
+        Raises:
+            Damaged: a record between is not whole, or the records from `start` on are not all here.
+        """
+        starts = segments(self._directory)
+        begins = starts[0] if starts else self._synced
+        if start < begins:
+            raise atomic.damaged(self._directory, f"records {start} to {begins - 1} are missing")
+        for first, following in zip(starts, [*starts, self._synced][1:], strict=True):
+            if following <= start:
+                continue
+            data = _segment(self._directory, first)
+            index, end = first, _START.size
+            while index < following:
+                payload, end = _record(data, end, index)
+                if payload is None:
+                    raise atomic.damaged(_path(self._directory, first), f"record {index} is not what was written")
+                if index >= start:
+                    yield index, bytes(payload)
+                index += 1
+
+    def cut(self, before: int) -> int:
+        """Remove whole segments of records below `before`, which nobody will read again; how many.
+
+        Raises:
+            StorageError: not permitted.
+        """
+        starts = segments(self._directory)
+        removed = 0
+        for first, following in itertools.pairwise(starts):
+            if following > before:
+                break
+            try:
+                _path(self._directory, first).unlink(missing_ok=True)
+            except OSError as error:
+                raise atomic.storage_error(
+                    error, f"cannot cut the journal in {self._directory}", self._directory
+                ) from error
+            removed += 1
+        return removed
+
+    def roll(self) -> None:
+        """The next record begins a new segment, so that `cut` can remove all before it."""
+        if self._descriptor is not None and not self._pending and self._length > _START.size:
+            self._shut()
+
+    def close(self) -> None:
+        """Give the file back; what was not synced is lost."""
+        self._shut()
+
+    def _recover(self, starts: list[int]) -> int:
+        """Cut a torn tail off the newest segment and open it for more; the next index."""
+        for first, following in itertools.pairwise(starts):
+            index, end, length = whole_records(self._directory, first)
+            if index != following or end != length:
+                raise atomic.damaged(
+                    _path(self._directory, first), f"it ends at record {index}, the next segment begins at {following}"
+                )
+        newest = starts[-1]
+        path = _path(self._directory, newest)
+        try:
+            index, end, length = whole_records(self._directory, newest)
+        except _NoSegment:
+            # Its very beginning was torn: nothing in it was ever synced.
+            self.torn_bytes = path.stat().st_size
+            path.unlink()
+            return newest
+        if end < length:
+            data = _segment(self._directory, newest)
+            if _follows(data, end, index):
+                raise atomic.damaged(path, f"record {index} is not what was written, and others follow it")
+            self.torn_bytes = length - end
+        try:
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+            if end < length:
+                os.ftruncate(self._descriptor, end)
+                os.fsync(self._descriptor)
+        except OSError as error:
+            raise atomic.storage_error(
+                error, f"cannot open the journal in {self._directory}", self._directory
+            ) from error
+        self._length = end
+        return index
+
+    def _begin(self, first: int) -> None:
+        path = _path(self._directory, first)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o666)
+        self._length = 0
+        _write(self._descriptor, [_START.pack(_MAGIC, FORMAT, first)])
+        self._length = _START.size
+        atomic.sync_directory(self._directory)
+
+    def _take_back(self) -> None:
+        """What of a group reached the file must not stay: the next try writes the whole group."""
+        if self._descriptor is None:
+            return
+        if self._length < _START.size:  # not even the segment's beginning
+            self._shut()
+            _path(self._directory, self._synced).unlink(missing_ok=True)
+            return
+        os.ftruncate(self._descriptor, self._length)
+
+    def _shut(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class _NoSegment(Exception):
+    """A file that has not even a segment's beginning."""
+
+
+def segments(directory: Path) -> list[int]:
+    """The first indices of the segments there are, ascending.
+
+    Raises:
+        StorageError: the directory cannot be read.
+    """
+    try:
+        names = [_NAME.fullmatch(entry.name) for entry in directory.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise atomic.storage_error(error, f"cannot read {directory}", directory) from error
+    return sorted(int(name[1]) for name in names if name)
+
+
+def whole_records(directory: Path, first: int) -> tuple[int, int, int]:
+    """Of one segment: the index after its last whole record, where that record ends, and the file's length."""
+    data = _segment(directory, first)
+    index, end = first, _START.size
+    while True:
+        payload, after = _record(data, end, index)
+        if payload is None:
+            return index, end, len(data)
+        index, end = index + 1, after
+
+
+def _segment(directory: Path, first: int) -> memoryview:
+    path = _path(directory, first)
+    data = atomic.read_bounded(path, SEGMENT_BYTES + RECORD_BYTES_MAX)
+    if data is None:
+        raise atomic.damaged(path, "it is missing")
+    if len(data) < _START.size or not data.startswith(_MAGIC):
+        raise _NoSegment(str(path))
+    _, number, start = _START.unpack_from(data)
+    if number > FORMAT:
+        raise StorageError(
+            f"{path} was written by a newer hermes-iot",
+            why=f"its format is {number}, this version reads up to {FORMAT}",
+            mend="Upgrade hermes-iot",
+        )
+    if start != first:
+        raise atomic.damaged(path, f"it begins with record {start}")
+    return memoryview(data)
+
+
+def _record(data: memoryview, at: int, index: int) -> tuple[memoryview | None, int]:
+    """The payload of the record `index` at this place and where it ends; None where no such record is whole."""
+    if at + _HEAD.size > len(data):
+        return None, at
+    length, crc, found = _HEAD.unpack_from(data, at)
+    start = at + _HEAD.size
+    if found != index or start + length > len(data):
+        return None, at
+    payload = data[start : start + length]
+    return (payload, start + length) if _crc(index, payload) == crc else (None, at)
+
+
+def _follows(data: memoryview, at: int, index: int) -> bool:
+    """Whether a whole record later than `index` lies behind a broken one."""
+    for place in range(at + 1, min(len(data) - _HEAD.size, at + _SEARCH_BYTES) + 1):
+        found = _HEAD.unpack_from(data, place)[2]
+        # An index that makes sense first: a CRC over everything at every place would take for ever.
+        if index <= found < index + _SEARCH_BYTES and _record(data, place, found)[0] is not None:
+            return True
+    return False
+
+
+def _path(directory: Path, first: int) -> Path:
+    return directory / f"journal-{first:012}.log"
+
+
+def _crc(index: int, *pieces: bytes | memoryview) -> int:
+    crc = zlib.crc32(index.to_bytes(8, "little"))
+    for piece in pieces:
+        crc = zlib.crc32(piece, crc)
+    return crc
+
+
+def _write(descriptor: int, pieces: list[bytes]) -> None:
+    """All of them, however the kernel cuts it."""
+    rest: list[bytes | memoryview] = list(pieces)
+    while rest:
+        written = os.writev(descriptor, rest[:_WRITE_PIECES])
+        while rest and written >= len(rest[0]):
+            written -= len(rest.pop(0))
+        if written:
+            rest[0] = memoryview(rest[0])[written:]

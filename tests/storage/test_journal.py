@@ -1,0 +1,239 @@
+"""A journal holds every synced record after any crash, and never passes off a shorter one as whole."""
+
+import errno
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hermes_iot.errors import StorageError
+from hermes_iot.storage import journal as module
+from hermes_iot.storage.atomic import Damaged
+from hermes_iot.storage.journal import Journal, segments
+
+RECORDS = [b"first", b"", b"third record", bytes(range(256))]
+
+
+def written(directory, records=RECORDS, **options):
+    """A closed journal with one group of records."""
+    journal = Journal(directory, **options)
+    for record in records:
+        journal.append(record)
+    journal.sync()
+    journal.close()
+    return directory
+
+
+def payloads(directory, start=0):
+    return [payload for _, payload in Journal(directory).read(start)]
+
+
+def newest(directory):
+    return directory / f"journal-{segments(directory)[-1]:012}.log"
+
+
+@given(groups=st.lists(st.lists(st.binary(max_size=200), max_size=4), max_size=6), segment=st.integers(1, 400))
+def test_what_was_synced_is_read_again_in_order(groups, segment):
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        for group in groups:  # opened anew for each, so every segment is once the newest at a start
+            journal = Journal(directory, segment_bytes=segment)
+            indices = [journal.append(record) for record in group]
+            journal.sync()
+            assert journal.synced_index == journal.next_index
+            assert indices == list(range(journal.next_index - len(group), journal.next_index))
+            journal.close()
+        flat = [record for group in groups for record in group]
+        assert list(Journal(directory).read()) == list(enumerate(flat))
+        half = len(flat) // 2
+        assert payloads(directory, half) == flat[half:]
+
+
+def test_a_record_may_be_given_in_pieces(tmp_path):
+    journal = Journal(tmp_path)
+    journal.append(b"head", memoryview(b"body"), b"")
+    journal.sync()
+    assert payloads(tmp_path) == [b"headbody"]
+
+
+def test_what_was_not_synced_is_not_read(tmp_path):
+    journal = Journal(tmp_path)
+    journal.append(b"kept")
+    journal.sync()
+    journal.append(b"lost")
+    assert (journal.synced_index, journal.next_index, journal.unsynced_bytes) == (1, 2, 16 + 4)
+    assert [payload for _, payload in journal.read()] == [b"kept"]
+    journal.close()
+    assert payloads(tmp_path) == [b"kept"]
+
+
+@pytest.mark.parametrize("newer", [b"", b"another group of bytes"], ids=["one segment", "after others"])
+def test_a_tail_torn_at_any_byte_leaves_the_whole_records_before_it(tmp_path, newer):
+    directory = written(tmp_path / "whole", segment_bytes=40 if newer else 1000)
+    path = newest(directory)
+    content, first = path.read_bytes(), segments(directory)[-1]
+    ends = [16]
+    for record in RECORDS[first:]:
+        ends.append(ends[-1] + 16 + len(record))
+    assert ends[-1] == len(content)
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        whole = sum(end <= length for end in ends[1:])
+        journal = Journal(directory)
+        assert journal.next_index == first + whole
+        assert journal.torn_bytes == length - (max(end for end in ends if end <= length) if length >= 16 else 0)
+        assert [payload for _, payload in journal.read()] == RECORDS[: first + whole]
+        journal.append(b"new")
+        journal.sync()
+        journal.close()
+        assert payloads(directory) == [*RECORDS[: first + whole], b"new"]
+        for leftover in segments(directory):
+            if leftover > first:
+                (directory / f"journal-{leftover:012}.log").unlink()
+
+
+def test_a_changed_bit_is_never_read_as_a_record(tmp_path):
+    content = newest(written(tmp_path / "whole")).read_bytes()
+    for bit in range(16 * 8, len(content) * 8, 7):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        directory = tmp_path / f"bit-{bit}"
+        directory.mkdir()
+        (directory / "journal-000000000000.log").write_bytes(changed)
+        if bit // 8 < len(content) - 16 - len(RECORDS[-1]):
+            with pytest.raises(Damaged, match=r"journal-000000000000\.log"):
+                payloads(directory)
+        else:  # in the last record a change is not to be told from a torn tail
+            assert payloads(directory) == RECORDS[:-1]
+
+
+def test_damage_before_the_end_is_an_error_and_nothing_is_cut_off(tmp_path):
+    path = newest(written(tmp_path))
+    content = bytearray(path.read_bytes())
+    content[16 + 16] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Damaged, match="record 0 is not what was written"):
+        Journal(tmp_path)
+    assert path.read_bytes() == content
+
+
+def test_a_missing_or_shortened_segment_in_the_middle_is_an_error(tmp_path):
+    for number in range(4):
+        journal = Journal(tmp_path, segment_bytes=1)
+        journal.append(bytes([number]))
+        journal.sync()
+        journal.close()
+    assert segments(tmp_path) == [0, 1, 2, 3]
+    middle = tmp_path / "journal-000000000001.log"
+    content = middle.read_bytes()
+    middle.write_bytes(content[:-1])
+    with pytest.raises(Damaged, match="the next segment begins at 2"):
+        Journal(tmp_path)
+    middle.unlink()
+    with pytest.raises(Damaged, match="the next segment begins at 2"):
+        Journal(tmp_path)
+
+
+def test_segments_nobody_needs_are_cut_and_the_rest_says_where_it_begins(tmp_path):
+    journal = Journal(tmp_path, segment_bytes=1)
+    for number in range(5):
+        journal.append(bytes([number]))
+        journal.sync()
+    assert journal.cut(3) == 3
+    assert segments(tmp_path) == [3, 4]
+    assert journal.cut(3) == 0
+    assert [index for index, _ in journal.read(3)] == [3, 4]
+    with pytest.raises(Damaged, match="records 1 to 2 are missing"):
+        list(journal.read(1))
+    assert journal.cut(100) == 1, "the segment written to stays"
+    assert Journal(tmp_path).next_index == 5
+
+
+def test_a_new_segment_can_be_begun_so_that_all_before_can_be_cut(tmp_path):
+    journal = Journal(tmp_path)
+    journal.append(b"old")
+    journal.sync()
+    journal.roll()
+    journal.roll()
+    assert segments(tmp_path) == [0]
+    journal.append(b"new")
+    journal.sync()
+    assert journal.cut(1) == 1
+    assert list(journal.read(1)) == [(1, b"new")]
+
+
+def test_a_journal_may_begin_at_any_index(tmp_path):
+    journal = Journal(tmp_path, first=17)
+    assert journal.append(b"a") == 17
+    journal.sync()
+    assert list(Journal(tmp_path).read(17)) == [(17, b"a")]
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["first group", "later group"])
+@pytest.mark.parametrize("reached", [0, 3, 16, 30])
+def test_a_full_disk_loses_nothing_and_the_next_try_writes_it(tmp_path, monkeypatch, before, reached):
+    journal = Journal(tmp_path)
+    if before:
+        journal.append(b"before")
+        journal.sync()
+    journal.append(b"during" * 10)
+    real, room = os.writev, [reached]
+
+    def writev(descriptor, pieces):
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "full")
+        count = real(descriptor, [b"".join(bytes(piece) for piece in pieces)[: room[0]]])
+        room[0] -= count
+        return count
+
+    monkeypatch.setattr(module.os, "writev", writev)
+    with pytest.raises(StorageError, match="the disk is full"):
+        journal.sync()
+    assert payloads(tmp_path) == [b"before"][:before]
+    assert journal.synced_index == before
+    monkeypatch.setattr(module.os, "writev", real)
+    journal.sync()
+    assert payloads(tmp_path) == [*[b"before"][:before], b"during" * 10]
+
+
+def test_a_newer_format_is_refused_with_the_remedy(tmp_path):
+    path = newest(written(tmp_path))
+    content = bytearray(path.read_bytes())
+    content[7] = 2
+    path.write_bytes(content)
+    with pytest.raises(StorageError, match="newer hermes-iot") as refused:
+        Journal(tmp_path)
+    assert refused.value.mend == "Upgrade hermes-iot"
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from hermes_iot.storage.journal import Journal
+
+journal = Journal(Path(sys.argv[1]), segment_bytes=5000)
+while True:
+    for number in range(3):
+        journal.append(journal.next_index.to_bytes(4, "little") * 100)
+    journal.sync()
+    print(journal.synced_index, flush=True)
+"""
+
+
+def test_a_killed_writer_leaves_everything_it_reported_as_synced(tmp_path):
+    for round_ in range(5):
+        writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        try:
+            reported = [int(writer.stdout.readline()) for _ in range(20 + round_)][-1]
+        finally:
+            writer.kill()
+            writer.wait()
+            writer.stdout.close()
+        found = payloads(tmp_path)
+        assert len(found) >= reported
+        assert found == [index.to_bytes(4, "little") * 100 for index in range(len(found))]
