@@ -230,7 +230,7 @@ def test_sentences_say_what_the_table_says_and_no_more():
             " model bytes."
         ),
         "`single`, one fast board alone with all the data it may have, takes 1m20s. No other row is sooner.",
-        "`bsp-tuned`, BSP set with care, takes 7m10s. Sooner than it: hermes-plus lean, single.",
+        "`bsp-tuned`, BSP set with care for MNIST, takes 7m10s. Sooner than it: hermes-plus lean, single.",
         "`asp` reached 98 % with 0 of 2 seeds (its cells ended by: plateau).",
     ]
 
