@@ -161,7 +161,10 @@ def findings(table: Mapping[str, Any]) -> list[str]:
         if label.startswith("hermes") and row["speedup"] is not None and reference is not None and not _is_part(label):
             sentences.append(_against(row, reference, target))
     sentences += _parts(reached)
-    for other, what in ((ALONE, "one fast board alone with all the data it may have"), (TUNED, "BSP set with care for MNIST")):
+    for other, what in (
+        (ALONE, "one fast board alone with all the data it may have"),
+        (TUNED, "BSP set with care for MNIST"),
+    ):
         if other in reached:
             ahead = [label for label, row in reached.items() if _median(row) < _median(reached[other])]
             named = f"Sooner than it: {', '.join(ahead)}." if ahead else "No other row is sooner."
