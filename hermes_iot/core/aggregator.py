@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from hermes_iot.core.redo import Crew, Entry, FleetChanged, Found, Resized, Upda
 from hermes_iot.core.stopping import Progress
 from hermes_iot.core.tally import Tally
 from hermes_iot.domain import DeviceId, Params, Score, Sizing
-from hermes_iot.errors import StorageError
+from hermes_iot.errors import ProtocolError, StorageError
 from hermes_iot.protocol.messages import RunManifest, Update
 
 
@@ -121,8 +121,10 @@ class Aggregator:
 
     def resize(self, reports: Mapping[DeviceId, Report]) -> Mapping[DeviceId, Sizing]:
         """New sizes for the devices that need one."""
-        self._state, sizes = self._strategy.resize(self._state, reports, self._fleet)
-        self._entries.append(Resized(reports=reports, found=self._found(None)))
+        before = self._state
+        self._state, sizes = self._strategy.resize(before, reports, self._fleet)
+        if sizes or self._state is not before:
+            self._entries.append(Resized(reports=reports, found=self._found(None)))
         return sizes
 
     def drain(self) -> tuple[Entry, ...]:
@@ -142,14 +144,14 @@ class Aggregator:
             StorageError: it comes out differently: another version, or another strategy, wrote the log.
         """
         found = entry.found
-        scores = iter(found.scores)
+        score_of = _given(found.scores)
         self.passed(found.elapsed_s)
         merged = NOTHING
         match entry:
             case UpdateTaken() if member is not None:
-                merged = self._redo_update(entry, member, crew, lambda _params: next(scores))
+                merged = self._redo_update(entry, member, crew, score_of)
             case FleetChanged():
-                merged = self._changed(crew, lambda _params: next(scores))
+                merged = self._changed(crew, score_of)
                 self._advance(merged, measured=found.measured, again=True)
             case Resized(reports=reports):
                 self._state, _ = self._strategy.resize(self._state, reports, crew)
@@ -158,7 +160,7 @@ class Aggregator:
             raise StorageError(
                 "the run's journal leads to another model",
                 why=f"version {self.model.version} where {found.version} was written",
-                mend="Go on with the software that wrote it, or see hermes-iot repair",
+                mend="Go on with the software that wrote it, or move journal/ away to go on from the checkpoint before",
             )
         return merged
 
@@ -221,8 +223,11 @@ class Aggregator:
         return merged
 
     def _changed(self, fleet: Fleet, score_of: ScoreOf) -> Merged:
-        state, merged = self._strategy.changed(self._state, self.model.vector, fleet, score_of)
-        merged = checked(merged)
+        try:
+            state, merged = self._strategy.changed(self._state, self.model.vector, fleet, score_of)
+            merged = checked(merged)
+        except ProtocolError:  # what was held leads out of float32: nothing is made of it, then and when done again
+            return NOTHING
         self._state = state
         return merged
 
@@ -287,3 +292,20 @@ def _contribution(
         steps=update.steps,
         planned=planned,
     )
+
+
+def _given(scores: Sequence[Score]) -> ScoreOf:
+    """Says the scores that were found, one after the other, whatever is asked."""
+    left = iter(scores)
+
+    def score_of(_params: Params) -> Score:
+        score = next(left, None)
+        if score is None:
+            raise StorageError(
+                "the run's journal leads to another model",
+                why="the strategy measures more than it did when it was written",
+                mend="Go on with the software that wrote it, or move journal/ away to go on from the checkpoint before",
+            )
+        return score
+
+    return score_of

@@ -91,8 +91,9 @@ class Coordinator:
         self._newly_measured = 0
         self._linger_until = self._farewell_until = math.inf
         self._gone = False
+        self._unasked: tuple[DeviceId, ...] = ()  # summoned by another process
         if restored is not None:
-            snapshot.resume(restored, self._aggregator, self._assigner, self._roster)
+            self._unasked = snapshot.resume(restored, self._aggregator, self._assigner, self._roster)
             self._checkpoint_version = restored.version
             self._watch.started_at = now - self.progress.elapsed_s
 
@@ -139,7 +140,8 @@ class Coordinator:
         # A run is on disk before any device hears of it: what it is told must not be told otherwise after a crash.
         first = self._checkpoint(now) if self._checkpoint_version < 0 else []
         retained = [Send(message=self.manifest), *self._keyframe(now), *self._assigner.say_all(), self._announce(now)]
-        return self._journalled([*first, *retained])
+        summons, self._unasked = [self._summon(device, now) for device in self._unasked], ()
+        return self._journalled([*first, *retained, *summons])
 
     def disconnected(self) -> None:
         """The connection is gone; what is retained is said again when it is back."""
@@ -329,10 +331,11 @@ class Coordinator:
             member = self.members[device]
             member.owed, member.worked_at = False, now
             answers.append(self._reply(device, *member.handled, iterations=merged.iterations.get(device, 0)))
-        for device in merged.summon:
-            allow_s = patience.iteration_s(self.members[device], self.manifest.epochs)
-            answers.append(self._summons.ask(device, now=now, allow_s=allow_s))
-        return answers
+        return [*answers, *(self._summon(device, now) for device in merged.summon)]
+
+    def _summon(self, device: DeviceId, now: float) -> Effect:
+        allow_s = patience.iteration_s(self.members[device], self.manifest.epochs)
+        return self._summons.ask(device, now=now, allow_s=allow_s)
 
     # --- who is waited for ----------------------------------------------------------------------------------------
 
@@ -426,7 +429,11 @@ class Coordinator:
         )
         return Send(message=self._status)
 
+    def _snapshot(self) -> snapshot.Snapshot:
+        summoned = self._summons.pending or self._unasked
+        return snapshot.taken(self._aggregator, self._assigner, self._roster, summoned=summoned)
+
     def _checkpoint(self, now: float) -> list[Effect]:
         self._checkpoint_version = self.version
         self._checkpoint_pace.done_at = now
-        return [snapshot.dump(snapshot.taken(self._aggregator, self._assigner, self._roster))]
+        return [snapshot.dump(self._snapshot())]

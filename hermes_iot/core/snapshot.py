@@ -47,6 +47,7 @@ class Snapshot:
     Attributes:
         cursor, shards: see `Allotment`.
         crew: the devices that worked, in the order in which they came.
+        summoned: devices that were asked to push and have not yet.
     """
 
     version: int
@@ -58,9 +59,12 @@ class Snapshot:
     shards: Mapping[str, Ranges]
     members: tuple[Member, ...]
     crew: tuple[DeviceId, ...]
+    summoned: tuple[DeviceId, ...]
 
 
-def taken(aggregator: Aggregator, assigner: Assigner, roster: Roster) -> Snapshot:
+def taken(
+    aggregator: Aggregator, assigner: Assigner, roster: Roster, *, summoned: tuple[DeviceId, ...] = ()
+) -> Snapshot:
     """The run as it stands."""
     return Snapshot(
         version=aggregator.model.version,
@@ -72,11 +76,12 @@ def taken(aggregator: Aggregator, assigner: Assigner, roster: Roster) -> Snapsho
         shards=assigner.allotment.shards(),
         members=tuple(roster),
         crew=tuple(roster.live),
+        summoned=summoned,
     )
 
 
-def resume(restored: Restored, aggregator: Aggregator, assigner: Assigner, roster: Roster) -> None:
-    """The run as it stood.
+def resume(restored: Restored, aggregator: Aggregator, assigner: Assigner, roster: Roster) -> tuple[DeviceId, ...]:
+    """The run as it stood; who was summoned and has not pushed since.
 
     Raises:
         StorageError: another version, or another strategy, wrote it.
@@ -98,16 +103,21 @@ def resume(restored: Restored, aggregator: Aggregator, assigner: Assigner, roste
         ) from error
     roster.members.update({member.device: member for member in snapshot.members})
     crew = Crew(snapshot.crew)
+    summoned = dict.fromkeys(snapshot.summoned)
     for entry in restored.entries:
         crew.follow(entry)
         member = roster.admit(entry.device) if isinstance(entry, UpdateTaken) else None
         merged = aggregator.redo(entry, member, crew)
         if isinstance(entry, UpdateTaken) and member is not None and entry.reason != "run":
+            summoned.pop(member.device, None)
+            if entry.reason != "session":  # else it was of an earlier life
+                member.session = max(member.session, entry.update.session)
             member.handle(entry.update.session, entry.update.seq)
             member.base = entry.update.base
             member.owed = member.owed or entry.outcome == "applied"
         for device in merged.reply_to:
             roster.members[device].owed = False
+        summoned |= dict.fromkeys(merged.summon)
     # Until they are heard of again those that worked are taken for there: a barrier that forgot who is awaited would
     # merge everybody's update alone.
     for device in crew:
@@ -115,6 +125,7 @@ def resume(restored: Restored, aggregator: Aggregator, assigner: Assigner, roste
         member.online = True
         roster.note(member)
     assigner.restore(snapshot.cursor, snapshot.shards)
+    return tuple(summoned)
 
 
 def dump(snapshot: Snapshot) -> Checkpoint:
@@ -128,6 +139,7 @@ def dump(snapshot: Snapshot) -> Checkpoint:
         "best_loss": progress.best_loss if math.isfinite(progress.best_loss) else None,
         "since_best": progress.since_best,
         "crew": list(snapshot.crew),
+        "summoned": list(snapshot.summoned),
         "cursor": snapshot.cursor,
         "shards": {name: [list(one) for one in ranges] for name, ranges in snapshot.shards.items()},
     }
@@ -172,4 +184,5 @@ def load(restored: Restored) -> Snapshot:
         shards={name: tuple((int(a), int(b)) for a, b in ranges) for name, ranges in scalars["shards"].items()},
         members=tuple(sorted(members.values(), key=lambda member: member.index)),
         crew=tuple(DeviceId(name) for name in scalars.get("crew", ())),
+        summoned=tuple(DeviceId(name) for name in scalars.get("summoned", ())),
     )

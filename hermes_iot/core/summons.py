@@ -43,6 +43,11 @@ class Summons:
         self._open[device] = (command, retry)
         return Send(message=command, device=device)
 
+    @property
+    def pending(self) -> tuple[DeviceId, ...]:
+        """Who was asked and has not pushed yet."""
+        return tuple(self._open)
+
     def followed(self, device: DeviceId) -> None:
         """It has pushed."""
         self._open.pop(device, None)

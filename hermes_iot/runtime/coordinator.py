@@ -254,11 +254,12 @@ class CoordinatorRunner:
                 case Send(message=Allocation()):
                     self._held.append(effect)
                 case Send() | SendKeyframe():
-                    if self.run_dir.unsynced:
+                    if self.run_dir.unsynced or self._held:
                         self._held.append(effect)
                     else:
                         self._tell(effect)
                 case Checkpoint():
+                    self._record_unsaved()
                     self.run_dir.save(self.run_id, effect)
                 case Journal(entries=entries):
                     self._begin_to_settle()
@@ -286,13 +287,18 @@ class CoordinatorRunner:
         unsettled = bool(self._unsaved) or self.run_dir.unsynced
         if unsettled and len(self.inbox) and now < self._settle_by and self._running:
             return
+        # Allocations before the decisions they came of: one without its entry is decided again, an entry without its
+        # allocation would be a size that the strategy believes to have given.
+        self._record_unsaved()
         self.run_dir.sync()
-        if self._unsaved:
-            unsaved, self._unsaved = self._unsaved, []
-            self.run_dir.remember(self.run_id, unsaved)
         held, self._held = self._held, []
         for effect in held:
             self._tell(effect)
+
+    def _record_unsaved(self) -> None:
+        if self._unsaved:
+            unsaved, self._unsaved = self._unsaved, []
+            self.run_dir.remember(self.run_id, unsaved)
 
     def _quit(self, error: HermesError | None, reason: str) -> None:
         self._running = False

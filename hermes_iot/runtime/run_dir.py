@@ -69,6 +69,8 @@ class RunDir:
         except BaseException:
             self.registry.close()
             raise
+        if self.journal.torn_bytes:
+            log.warning("cut %d bytes off the journal in %s: they were never whole", self.journal.torn_bytes, path)
         self._first_entries: dict[int, int] = {}  # of each checkpoint written here: the first entry after it
 
     def unfinished(self, fleet: str, config: RunConfig) -> str | None:
@@ -138,13 +140,15 @@ class RunDir:
             )
             for device, row in self.registry.allocations_of(run).items()
         }
-        first = found.metadata.get("journal")  # an older version kept none
+        for skipped in found.skipped:
+            log.warning("passed over: %s", skipped)
+        first = int(found.metadata.get("journal", 0))  # an older version kept none: what is in it came after
         return Restored(
             version=found.version,
             arrays=found.arrays,
             scalars=found.metadata["scalars"],
             allocations=allocations,
-            entries=() if first is None else redo_log.read(self.journal, int(first)),
+            entries=redo_log.read(self.journal, first),
         )
 
     def log(self, entries: Iterable[Entry]) -> None:

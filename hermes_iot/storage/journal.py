@@ -42,8 +42,10 @@ _MAGIC: Final = b"HERMESJ"
 _START: Final = struct.Struct("<7sBQ")
 _HEAD: Final = struct.Struct("<IIQ")
 _NAME: Final = re.compile(r"journal-([0-9]{12})\.log")
-#: How far beyond a broken record a whole one is looked for, byte by byte.
-_SEARCH_BYTES: Final = 1024 * 1024
+#: So many indices from a broken record's own on are looked for behind it.
+_SEARCH_INDICES: Final = 64
+#: And in so many places each: zeros look like small indices.
+_SEARCH_PLACES: Final = 10_000
 _WRITE_PIECES: Final = 512  # IOV_MAX is 1024 on Linux
 
 
@@ -135,6 +137,8 @@ class Journal:
             Damaged: a record between is not whole, or the records from `start` on are not all here.
         """
         starts = segments(self._directory)
+        if start > self._synced:
+            raise atomic.damaged(self._directory, f"it ends before record {self._synced}, where {start} are known of")
         begins = starts[0] if starts else self._synced
         if start < begins:
             raise atomic.damaged(self._directory, f"records {start} to {begins - 1} are missing")
@@ -190,18 +194,14 @@ class Journal:
                 )
         newest = starts[-1]
         path = _path(self._directory, newest)
-        try:
-            index, end, length = whole_records(self._directory, newest)
-        except _NoSegment:
+        index, end, length = whole_records(self._directory, newest)
+        if end < length and _follows(_segment(self._directory, newest), end, index):
+            raise atomic.damaged(path, f"record {index} is not what was written, and others follow it")
+        self.torn_bytes = length - end
+        if end < _START.size:
             # Its very beginning was torn: nothing in it was ever synced.
-            self.torn_bytes = path.stat().st_size
             path.unlink()
             return newest
-        if end < length:
-            data = _segment(self._directory, newest)
-            if _follows(data, end, index):
-                raise atomic.damaged(path, f"record {index} is not what was written, and others follow it")
-            self.torn_bytes = length - end
         try:
             self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
             if end < length:
@@ -238,10 +238,6 @@ class Journal:
             self._descriptor = None
 
 
-class _NoSegment(Exception):
-    """A file that has not even a segment's beginning."""
-
-
 def segments(directory: Path) -> list[int]:
     """The first indices of the segments there are, ascending.
 
@@ -258,8 +254,14 @@ def segments(directory: Path) -> list[int]:
 
 
 def whole_records(directory: Path, first: int) -> tuple[int, int, int]:
-    """Of one segment: the index after its last whole record, where that record ends, and the file's length."""
+    """Of one segment: the index after its last whole record, where that record ends, and the file's length.
+
+    Raises:
+        StorageError: unreadable, or written in a newer format.
+    """
     data = _segment(directory, first)
+    if not _begins(data, first, _path(directory, first)):
+        return first, 0, len(data)
     index, end = first, _START.size
     while True:
         payload, after = _record(data, end, index)
@@ -273,18 +275,21 @@ def _segment(directory: Path, first: int) -> memoryview:
     data = atomic.read_bounded(path, SEGMENT_BYTES + RECORD_BYTES_MAX)
     if data is None:
         raise atomic.damaged(path, "it is missing")
-    if len(data) < _START.size or not data.startswith(_MAGIC):
-        raise _NoSegment(str(path))
-    _, number, start = _START.unpack_from(data)
-    if number > FORMAT:
+    return memoryview(data)
+
+
+def _begins(data: memoryview, first: int, path: Path) -> bool:
+    """Whether a segment's beginning is as it was written."""
+    if len(data) < _START.size:
+        return False
+    magic, number, start = _START.unpack_from(data)
+    if magic == _MAGIC and start == first and number > FORMAT:
         raise StorageError(
             f"{path} was written by a newer hermes-iot",
             why=f"its format is {number}, this version reads up to {FORMAT}",
             mend="Upgrade hermes-iot",
         )
-    if start != first:
-        raise atomic.damaged(path, f"it begins with record {start}")
-    return memoryview(data)
+    return (magic, number, start) == (_MAGIC, FORMAT, first)
 
 
 def _record(data: memoryview, at: int, index: int) -> tuple[memoryview | None, int]:
@@ -300,12 +305,17 @@ def _record(data: memoryview, at: int, index: int) -> tuple[memoryview | None, i
 
 
 def _follows(data: memoryview, at: int, index: int) -> bool:
-    """Whether a whole record later than `index` lies behind a broken one."""
-    for place in range(at + 1, min(len(data) - _HEAD.size, at + _SEARCH_BYTES) + 1):
-        found = _HEAD.unpack_from(data, place)[2]
-        # An index that makes sense first: a CRC over everything at every place would take for ever.
-        if index <= found < index + _SEARCH_BYTES and _record(data, place, found)[0] is not None:
-            return True
+    """Whether a whole record, of this index or one of the next, lies behind a broken place: then it is no torn tail."""
+    content, before = bytes(data), _HEAD.size - 8  # of a head, what stands before its index
+    for later in range(index, index + _SEARCH_INDICES):
+        mark = later.to_bytes(8, "little")
+        place = content.find(mark, at + before)
+        for _ in range(_SEARCH_PLACES):
+            if place < 0:
+                break
+            if _record(data, place - before, later)[0] is not None:
+                return True
+            place = content.find(mark, place + 1)
     return False
 
 

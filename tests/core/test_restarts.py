@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from hermes_iot.algorithms.strategies import bsp, ssp
-from hermes_iot.protocol.messages import Model, Request
-from tests.core.hand import Desk, birth, death, sent, update
+from hermes_iot.algorithms.strategies import bsp, selsync, ssp
+from hermes_iot.core.effects import Journal
+from hermes_iot.protocol.messages import Command, Model, Request
+from tests.core.hand import Desk, birth, death, sent, state, update
 from tests.core.test_coordinator_machine import restored_from
 from tests.core.test_patience import SETTINGS, STRATEGIES, fleet, joined
 
@@ -78,3 +79,52 @@ def test_a_barrier_knows_after_a_restart_who_was_there():
     # Who did not come back is waited for no longer than anybody else.
     one.hear(update(2), "a")
     assert ("a", 2) in answers(one.hear(death(), "b"))
+
+
+def killed(one, effects):
+    """As it comes back from its first checkpoint and its journal, every birth and update in it said before."""
+    entries = [entry for effect in effects if isinstance(effect, Journal) for entry in effect.entries]
+    return replace(restored_from(one, effects), entries=entries)
+
+
+@pytest.mark.parametrize("reborn", ["a", "b"])
+def test_who_was_born_after_the_checkpoint_goes_on_waiting_too(reborn):
+    one = Desk(BSP)
+    effects = one.machine.connected(now=one.now)
+    for name in ("a", "b"):
+        effects += one.hear(birth(session=3), name)
+    effects += one.hear(update(session=3, value=5.0), "a")
+    one = Desk(BSP, restored=killed(one, effects)).up()
+    one.hear(birth(session=3), reborn)
+    assert answers(one.hear(Request(run="run-a", session=3, want="model"), "a")) == []
+    assert answers(one.hear(update(session=3, value=1.0), "b")) == [("a", 1), ("b", 1)]
+    assert one.machine.model[0] == 3.0
+
+
+def test_whoever_was_summoned_is_summoned_again():
+    strategy = selsync.build_strategy(selsync.Config(max_age=None))
+    one = Desk(strategy)
+    effects = one.machine.connected(now=one.now)
+    for name in ("a", "b", "c"):
+        effects += one.hear(birth(), name)
+    effects += one.hear(update(), "a")
+    assert {effect.device for effect in effects if isinstance(getattr(effect, "message", None), Command)} == {"b", "c"}
+    effects += one.hear(update(), "b")
+    for restored in (killed(one, effects), restored_from(one, one.machine.stop(now=one.now))):
+        again = Desk(strategy, restored=restored)
+        said = again.machine.connected(now=again.now)
+        assert [effect.device for effect in said if isinstance(getattr(effect, "message", None), Command)] == ["c"]
+
+
+def test_one_that_does_not_come_back_is_excused_as_soon_as_before():
+    """Its pace is known: nobody waits for it as for one that was never measured."""
+    one = Desk(BSP, measure_patience_s=300.0)
+    effects = one.machine.connected(now=one.now)
+    for name in ("a", "b"):
+        effects += one.hear(birth(), name)
+        effects += one.hear(state(allocation_version=1, samples=40, batch=8, iteration_s=1.0, batch_s=0.1), name)
+    effects += one.machine.stop(now=one.now)
+    again = Desk(BSP, restored=restored_from(one, effects), measure_patience_s=300.0).up()
+    again.hear(birth(), "a")
+    assert answers(again.hear(update(), "a")) == []
+    assert ("a", 1) in answers(again.wait(60.0))

@@ -112,6 +112,46 @@ def test_a_changed_bit_is_never_read_as_a_record(tmp_path):
             assert payloads(directory) == RECORDS[:-1]
 
 
+@pytest.mark.parametrize("older", [False, True], ids=["the newest", "an older"])
+@pytest.mark.parametrize("bit", range(0, 16 * 8, 7))
+def test_a_changed_bit_in_a_segments_beginning_costs_no_record(tmp_path, bit, older):
+    written(tmp_path, segment_bytes=1)
+    if older:
+        journal = Journal(tmp_path, segment_bytes=1)
+        journal.append(b"later")
+        journal.sync()
+        journal.close()
+    path = tmp_path / "journal-000000000000.log"
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+    with pytest.raises(StorageError):
+        Journal(tmp_path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("where", ["in its payload", "in its length"])
+def test_damage_in_a_large_record_is_told_from_a_torn_tail(tmp_path, where):
+    journal = Journal(tmp_path)
+    for number in range(3):
+        journal.append(bytes([number]) * 2_500_000)
+    journal.sync()
+    journal.close()
+    path = newest(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[16 + (16 + 1000 if where == "in its payload" else 2)] ^= 8
+    path.write_bytes(content)
+    with pytest.raises(Damaged, match="others follow it"):
+        Journal(tmp_path)
+    assert path.stat().st_size == len(content)
+
+
+def test_a_journal_that_ends_before_what_is_known_of_is_damaged(tmp_path):
+    written(tmp_path)
+    with pytest.raises(Damaged, match="it ends before record 4, where 40 are known of"):
+        list(Journal(tmp_path).read(40))
+
+
 def test_damage_before_the_end_is_an_error_and_nothing_is_cut_off(tmp_path):
     path = newest(written(tmp_path))
     content = bytearray(path.read_bytes())

@@ -41,7 +41,7 @@ class Regime:
             be needed.
         delta_down: an answer is the difference from what its device is known to hold.
         codec_whole: with `delta_down`, of the model for a device of which that is not known.
-        waits: a device does not go on alone while anybody leads, however long its answer takes: the rule of barriers.
+        waits: a device does not go on alone, however long its answer takes and whoever leads: the rule of barriers.
         overlaps: a device goes on training while its answer is on the way. Needs `displaces`.
         learning_rate_scale: of the task's own learning rate.
         sizes_early: `resize` is asked as soon as one device was measured; else once all that are there were.

@@ -8,9 +8,6 @@ is a barrier after every iteration, though each push is added as it comes.
 Where devices come and go, the paper says nothing. A newcomer's clock begins at the lowest one of those that are there:
 at 0 it would hold up the whole fleet until it had made as many iterations as everybody before it. One that leaves is
 forgotten, and answered if it waited: it holds nobody up and nobody holds it up.
-
-After a coordinator's restart devices come back one by one, and their clocks begin at the lowest of those already back.
-Whoever waited is answered when it asks, so the bound is not kept over a restart, and nobody is left waiting by one.
 """
 
 from __future__ import annotations
