@@ -1,8 +1,9 @@
 """What a fleet sends live over Mosquitto and what it sends in the simulator: the ratio of two strategies is the same.
 
 The quantity is model bytes, both ways and chunk headers included, as the coordinator counts them, in a run of so many
-pushes: per push (codec, chunks, answers) and per local iteration (with it, how seldom the gate lets a device speak);
-and, per push, all bytes that the boards counted themselves: every board's own keyframe, shards, control.
+pushes: per push (codec, chunks, answers) and per local iteration (with it, how seldom the gate lets a device speak).
+What boards count themselves is held against the simulator's links in `test_runs`: here it has reports in it that go by
+the time a loaded machine takes.
 Bytes per mini-batch are not compared: how many of them hermes-plus puts into an iteration follows the speed of the
 machine at that moment, which two processes that share it do not have twice. Keyframes go by wall time, so only the
 first and the last one are sent. The simulated boards are those that the live run's records tell of.
@@ -95,12 +96,10 @@ def simulated(strategy, summary, records):
 
 
 def traffic(summary):
-    """Model bytes per push and per local iteration, and per push all that the boards themselves counted."""
+    """Model bytes per push and per local iteration."""
     assert summary["updates_applied"] == PUSHES
     sent = sum(summary["bytes_by_kind"][way]["model"] for way in ("up", "down"))
-    carried = sum(row["bytes_up"] + row["bytes_down"] for row in summary["devices"])
-    pushes = summary["updates_received"]
-    return sent / pushes, sent / summary["iterations"], carried / pushes
+    return sent / summary["updates_received"], sent / summary["iterations"]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +113,7 @@ def measured(mosquitto, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("per", [0, 1, 2], ids=["push", "iteration", "push, as boards count"])
+@pytest.mark.parametrize("per", [0, 1], ids=["push", "iteration"])
 def test_live_and_simulated_ratios_of_bytes_agree(measured, per):
     live_ratio, simulated_ratio = (
         measured["bsp"][where][per] / measured["hermes-plus"][where][per] for where in (0, 1)
@@ -126,5 +125,5 @@ def test_live_and_simulated_ratios_of_bytes_agree(measured, per):
 @pytest.mark.parametrize("strategy", CONSTANTS)
 def test_a_push_costs_the_same_bytes_live_and_simulated(measured, strategy):
     """A whole model's length hardly depends on what was learnt; how many entries a difference has, and where, does."""
-    (per_push, _, _), (simulated_push, _, _) = measured[strategy]
+    (per_push, _), (simulated_push, _) = measured[strategy]
     assert per_push == pytest.approx(simulated_push, rel={"bsp": 0.03, "hermes-plus": 0.1}[strategy])
