@@ -29,7 +29,7 @@ from hermes_iot.protocol.schema import from_mapping
 from hermes_iot.runtime import redo_log
 from hermes_iot.storage.atomic import make_directory
 from hermes_iot.storage.checkpoints import CheckpointStore, export_model
-from hermes_iot.storage.journal import Journal
+from hermes_iot.storage.journal import Journal, segments
 from hermes_iot.storage.registry import Registry, plain
 
 log = logging.getLogger(__name__)
@@ -143,6 +143,11 @@ class RunDir:
         for skipped in found.skipped:
             log.warning("passed over: %s", skipped)
         first = int(found.metadata.get("journal", 0))  # an older version kept none: what is in it came after
+        if first and not segments(self.path / "journal"):
+            # Moved away by a person, as the words for a damaged one say: new entries must come behind the checkpoint.
+            log.warning("there is no journal in %s: what was decided after the checkpoint is forgotten", self.path)
+            self.journal.close()
+            self.journal = Journal(self.path / "journal", first=first)
         return Restored(
             version=found.version,
             arrays=found.arrays,

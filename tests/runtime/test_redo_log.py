@@ -135,3 +135,27 @@ def test_a_coordinator_that_dies_at_any_instant_comes_back_with_the_model_it_had
         finally:
             again.close()
     assert replayed, "all of it came from checkpoints"
+
+
+def test_a_journal_moved_away_is_begun_anew_behind_the_checkpoint(tmp_path):
+    """The remedy that a damaged one is reported with."""
+    connect, config = in_memory(), toy_config(rules=StopRules())
+    records = Records()
+    with running(
+        toy_coordinator(connect, tmp_path / "run", config=config, settings=SETTINGS, on_record=records),
+        toy_device(connect, tmp_path, "pi-01"),
+    ) as (leading, _):
+        records.wait("merge", 5)
+        leading.leave()
+        shutil.move(tmp_path / "run" / "journal", tmp_path / "away")
+        for _ in range(2):  # what the first of them does is there for the second
+            again = toy_coordinator(connect, tmp_path / "run", config=config, settings=SETTINGS, on_record=records)
+            version = again.resumed_version
+            assert version >= 5
+            with running(again) as leading_again:
+                records.until("merge", lambda one, version=version: one["version"] > version + 2)
+                shutil.copytree(tmp_path / "run", tmp_path / f"killed-{version}")
+                leading_again.leave()
+            killed = toy_coordinator(connect, tmp_path / f"killed-{version}", config=config, settings=SETTINGS)
+            killed.close()
+            assert killed.machine.version > version
