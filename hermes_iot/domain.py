@@ -170,6 +170,7 @@ class Trained:
         mini_batches: optimizer steps taken.
         gain: what the job's probe found; None without one, or where too few rows were left for it.
         evaluated: forward passes of one row beside training: the gate's rows, or twice the probe's.
+        began: in a walk the first mini-batch's training loss, which is the job's start measured on its rows.
     """
 
     params: Params
@@ -178,6 +179,7 @@ class Trained:
     mini_batches: int
     gain: Gain | None = None
     evaluated: int = 0
+    began: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,9 @@ push, which is put on top of it. So nothing learnt is sent twice, and nothing is
 Divergence sends a device back to the model it received, at half the learning rate for the next iteration. The gate is
 told of it (its losses belong to a course that is thrown away) but not begun anew: its age goes on, so a device that
 diverges again and again is still forced to publish at the next iteration that ends well (algorithms.md section 6).
+
+Divergence is a loss or a parameter that is no finite number, and also an iteration in which the loss exploded: merged at
+a twelfth, a model at a loss of millions is the end of the fleet's model as surely as one at infinity.
 """
 
 from __future__ import annotations
@@ -30,6 +33,10 @@ from hermes_iot.protocol.messages import Allocation, RunManifest
 
 #: The iteration time reported is the median of so many; one slow iteration (another process, a GC) is not a trend.
 _TIMES_KEPT = 5
+#: An iteration of a walk has exploded when its mean loss is so many times that of the worst model it ever began from, on
+#: one mini-batch. From a new model the loss falls; where somebody joins a trained fleet and its first mini-batch was an
+#: easy one, the sound iteration that is thrown away for it raises what the next is held against.
+_EXPLOSION = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +73,7 @@ class Learner:
         self._residual: Params | None = None
         self._arrived: tuple[int, Params, int] | None = None
         self._rate_scale = 1.0
+        self._worst_start = 0.0
         self._size = (0, 0, 0)
         self._times: deque[float] = deque(maxlen=_TIMES_KEPT)
         self._batch_times: deque[float] = deque(maxlen=_TIMES_KEPT)
@@ -149,7 +157,7 @@ class Learner:
             samples=allocation.samples,
             batch=allocation.batch,
             epochs=manifest.epochs,
-            learning_rate=manifest.learning_rate * self._rate_scale,
+            learning_rate=manifest.learning_rate * self._rate_scale * self._warmth(steps),
             sampling=manifest.data.sampling,
             gate_split=manifest.data.gate_split,
             rows=allocation.rows,
@@ -161,6 +169,11 @@ class Learner:
             shards=shards,
             probe=self._probe(Work(steps=steps, batch=allocation.batch, share=allocation.share)) if walks else None,
         )
+
+    def _warmth(self, steps: int) -> float:
+        """The part of the learning rate that an iteration has: what a ramp over every mini-batch has in its middle."""
+        warmup = self.regime.warmup_steps
+        return min(1.0, (self.mini_batches + steps / 2) / warmup) if warmup and steps else 1.0
 
     def _probe(self, work: Work) -> Probe | None:
         wanted = self._strategy.test(self._policy, work)
@@ -199,7 +212,7 @@ class Learner:
             self._walked += result.samples
         self.outgoing = self.moved = None
         self.loss = result.loss if math.isfinite(result.loss) else None
-        sound = self.loss is not None and is_finite(result.params)
+        sound = self.loss is not None and is_finite(result.params) and not self._exploded(result)
         if self._arrived is not None and not self.regime.displaces:
             # The answer to an earlier push came while this iteration ran: the fleet's model wins over local work.
             self._params = self._origin
@@ -212,6 +225,12 @@ class Learner:
         else:
             self._go_on(result, hold=hold and self.regime.displaces)
         return self.decision
+
+    def _exploded(self, result: Trained) -> bool:
+        if result.began is None or not math.isfinite(result.began):
+            return False
+        self._worst_start = max(self._worst_start, result.began)
+        return result.loss > _EXPLOSION * self._worst_start
 
     def _go_on(self, result: Trained, *, hold: bool) -> None:
         assert self.base is not None  # noqa: S101 - there is no job without a model

@@ -149,7 +149,7 @@ class TorchTrainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed63(job.key, "torch"))
             self._model.load(job.start)
-            steps, loss = self._descend(job, data, rows.train)
+            steps, loss, began = self._descend(job, data, rows.train)
             params = self._model.vector()
             if not math.isfinite(loss) or not np.isfinite(params).all():
                 loss = math.nan
@@ -164,6 +164,7 @@ class TorchTrainer:
             mini_batches=steps,
             gain=gain,
             evaluated=evaluated,
+            began=began if job.sampling == "walk" else None,
         )
 
     def score(self, params: Params, split: Split) -> Score:
@@ -179,14 +180,14 @@ class TorchTrainer:
         self._model.load(params)
         return self._measure(held_out, np.arange(held_out.rows), accuracy=self._accuracy)
 
-    def _descend(self, job: TrainJob, data: Dataset, rows: Rows) -> tuple[int, float]:
-        """SGD over the rows; the steps taken, and the mean of their losses: NaN where it ended early for one."""
+    def _descend(self, job: TrainJob, data: Dataset, rows: Rows) -> tuple[int, float, float | None]:
+        """SGD over the rows; the steps taken, the mean of their losses (NaN where it ended early for one), the first."""
         module = self._model.module
         build = self._task.build_optimizer or PlainSgd
         optimizer = build([p for p in module.parameters() if p.requires_grad], job.learning_rate)
         if not hasattr(optimizer, "step") or not hasattr(optimizer, "zero_grad"):
             raise UsageError(f"task {self._task.name}: build_optimizer() returned a {type(optimizer).__name__}")
-        normalises, steps, losses = self._model.normalises_batches, 0, 0.0
+        normalises, steps, losses, began = self._model.normalises_batches, 0, 0.0, None
         for x, y in _batches(data, mini_batches(job, rows, drop_single=normalises), job.batch):
             # Batch statistics of a single row mean nothing (torch refuses them): such a step uses the running ones.
             training = len(x) > 1 or not normalises
@@ -196,12 +197,13 @@ class TorchTrainer:
             loss = self._loss_of(module(x), y)
             value = loss.item()  # on a CPU this waits for nothing, and is cheaper than adding up tensors
             if not math.isfinite(value):
-                return steps, math.nan
+                return steps, math.nan, began
             losses += value
+            began = value if began is None else began
             loss.backward()
             optimizer.step()
             steps += 1
-        return steps, losses / steps if steps else math.nan
+        return steps, losses / steps if steps else math.nan, began
 
     def _gain(self, probe: Probe, params: Params, data: Dataset, rows: Rows) -> Gain | None:
         merged = paired.merged(probe, params)

@@ -88,7 +88,7 @@ class ToyTrainer:
         data, rows = self._source.draw(job)
         params = self._own(job.start)
         walks, gain, evaluated = job.sampling == "walk", None, 0
-        steps, loss = self._descend(job, params, data, rows.train, losses=walks)
+        steps, loss, began = self._descend(job, params, data, rows.train, losses=walks)
         if not walks:
             loss, evaluated = self._measure(params, data.take(rows.gate)).loss, rows.gate.size
         if not (math.isfinite(loss) and np.isfinite(params).all()):
@@ -98,7 +98,13 @@ class ToyTrainer:
             before, after = (self._losses(model, tested) for model in (self._own(job.probe.base), merged))
             gain, evaluated = paired.gain(before, after), 2 * tested.rows
         return Trained(
-            params=params, loss=loss, samples=rows.samples, mini_batches=steps, gain=gain, evaluated=evaluated
+            params=params,
+            loss=loss,
+            samples=rows.samples,
+            mini_batches=steps,
+            gain=gain,
+            evaluated=evaluated,
+            began=began,
         )
 
     def score(self, params: Params, split: Split) -> Score:
@@ -108,22 +114,26 @@ class ToyTrainer:
             raise Incompatible(f"the toy's {split} split is empty")
         return self._measure(self._own(params), held_out)
 
-    def _descend(self, job: TrainJob, params: Params, data: Dataset, rows: Rows, *, losses: bool) -> tuple[int, float]:
-        """SGD in place; the steps taken and, where it is asked for, the mean of their losses."""
+    def _descend(
+        self, job: TrainJob, params: Params, data: Dataset, rows: Rows, *, losses: bool
+    ) -> tuple[int, float, float | None]:
+        """SGD in place; the steps taken and, where it is asked for, the mean of their losses and the first of them."""
         weight, bias = self._views(params)
         rate, steps, total = np.float32(job.learning_rate), 0, 0.0
+        began: float | None = None
         with np.errstate(all="ignore"):  # divergence is a result, not a warning
             for batch in mini_batches(job, rows):
                 x, y = data.x[batch], data.y[batch]
                 slope = _softmax(x @ weight + bias)
                 if losses:
-                    total += float(_surprise(slope, y).mean())
+                    value = float(_surprise(slope, y).mean())
+                    began, total = value if began is None else began, total + value
                 slope[np.arange(y.size), y] -= 1
                 slope *= rate / np.float32(y.size)
                 weight -= x.T @ slope
                 bias -= slope.sum(axis=0)
                 steps += 1
-        return steps, total / max(1, steps)
+        return steps, total / max(1, steps), began
 
     def _own(self, params: Params) -> Params:
         if params.shape != (self.signature.parameters,):

@@ -44,6 +44,10 @@ def iterate(one, *values, hold=False):
     return one.take(Trained(params=params, loss=0.5, samples=4, mini_batches=2), 1.0, hold=hold)
 
 
+def ended(loss, *, began):
+    return Trained(params=vector(1.0), loss=loss, samples=4, mini_batches=2, began=began)
+
+
 def sent(one):
     return unpack(one.outgoing.body, "int8", 4)
 
@@ -113,6 +117,42 @@ def test_divergence_forgets_what_the_codec_cut_off_and_begins_at_the_model_recei
     assert np.array_equal(one.job(allocation(), "", 1).start, vector(0.0))
     iterate(one, 0, 0.4, 0, 0)
     assert np.allclose(sent(one), [0, 0.4, 0, 0], atol=0.01)
+
+
+def test_a_loss_that_explodes_is_a_divergence_before_it_is_infinite():
+    one = learner()
+    one.adopt(1, vector(0.0))
+    ends = [one.take(ended(loss, began=2.5), 1.0).why for loss in (24.9, 25.1, 2.4e7)]
+    assert ends == ["test", "diverged", "diverged"]
+    assert one.job(allocation(), "", 1).learning_rate == 0.5 / 4
+
+
+def test_an_easy_first_mini_batch_costs_one_iteration_at_most():
+    """Who joins a trained fleet may begin at a loss near zero, and then meet rows that are as hard as ever."""
+    one = learner()
+    one.adopt(1, vector(0.0))
+    ends = [one.take(ended(0.3, began=began), 1.0).why for began in (0.001, 0.05, 0.001)]
+    assert ends == ["diverged", "test", "test"]
+
+
+def test_where_no_first_loss_is_known_nothing_is_held_against_it():
+    one = learner()
+    one.adopt(1, vector(0.0))
+    assert one.take(ended(1e30, began=None), 1.0).why == "test"
+
+
+def test_a_walk_comes_to_its_learning_rate_over_the_first_mini_batches():
+    one = Learner(
+        manifest(codec="int8", data={"sampling": "walk"}),
+        Pushes(regime=replace(DISPLACING, warmup_steps=30)),
+        ME,
+    )
+    one.adopt(1, vector(0.0))
+    rates = []
+    for _ in range(4):
+        rates.append(one.job(allocation(steps=12), "", 1).learning_rate)
+        one.take(Trained(params=vector(1.0), loss=0.5, samples=48, mini_batches=12), 1.0)
+    assert rates == pytest.approx([0.5 * part for part in (6 / 30, 18 / 30, 1, 1)])
 
 
 def test_divergence_while_an_answer_comes_counts_and_the_answer_is_taken():

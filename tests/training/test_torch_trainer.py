@@ -349,6 +349,7 @@ class TestWalk:
         trained = trainer.train(job)
         assert trained.params == pytest.approx(params, abs=1e-5)
         assert trained.loss == pytest.approx(np.mean(losses), rel=1e-5)
+        assert trained.began == pytest.approx(losses[0], rel=1e-5)
         assert (trained.samples, trained.mini_batches) == (96, 12)
 
     def test_the_gain_is_the_paired_difference_on_the_rows_that_come_next(self, job):

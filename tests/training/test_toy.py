@@ -112,6 +112,7 @@ class TestWalk:
         trained = toy.train(job)
         assert trained.params == pytest.approx(params, abs=1e-6)
         assert trained.loss == pytest.approx(np.mean(losses), rel=1e-6)
+        assert trained.began == pytest.approx(losses[0], rel=1e-6)
         assert (trained.samples, trained.mini_batches, trained.evaluated) == (80, 10, 80)
 
         next_rows = orders[1][70:110]

@@ -61,6 +61,8 @@ class HermesPlusConfig:
         ema_rate: rho of the served average, per fleet round; 1 serves the model itself.
         learning_rate_scale: devices take so much longer steps than the task says (where no person says otherwise): the
             mixing averages most of their noise away.
+        warmup_steps: a device comes to its learning rate over so many mini-batches (gradual warm-up: Goyal et al. 2017,
+            arXiv 1706.02677): a new model may be too steep for longer steps. 0 = at once.
         codec_up, codec_down: of updates and answers.
         codec_whole: of the model for a device that holds none, or one we do not know.
         delta_down: answers are differences from what the device holds.
@@ -76,6 +78,7 @@ class HermesPlusConfig:
     rate: float = 1.0
     ema_rate: float = 0.2
     learning_rate_scale: float = 1.5
+    warmup_steps: int = 30
     codec_up: Codec = "deadzone"
     codec_down: Codec = "deadzone"
     codec_whole: Codec = "int8"
@@ -90,6 +93,7 @@ class HermesPlusConfig:
         require_number(self, "rate", 1e-6, 10)
         require_number(self, "ema_rate", 1e-6, 1)
         require_number(self, "learning_rate_scale", 1e-3, 1e3)
+        require_whole(self, "warmup_steps", 0, 2**31)
         require_option(self, "codec_up", Codec)
         require_option(self, "codec_down", Codec)
         require_option(self, "codec_whole", Codec)
@@ -137,6 +141,7 @@ class HermesPlus(BaseStrategy[PairedGateState, CoordinatorHalf]):
             waits=config.barrier,
             overlaps=config.overlap,
             learning_rate_scale=config.learning_rate_scale,
+            warmup_steps=config.warmup_steps,
             sizes_early=True,
         )
 

@@ -56,6 +56,7 @@ ABLATIONS: Final = (
     _plus("- equal times", shares={"length": "steps"}),
     _plus("- weights by speed", weights="uniform"),
     _plus("- longer steps", learning_rate_scale=1.0),
+    _plus("- warm-up", warmup_steps=0),
     _plus("- differences down", delta_down=False, codec_down="int4"),
     _plus("- coarse up", codec_up="int4"),
     _plus("- coarse down", codec_down="int4"),

@@ -57,6 +57,7 @@ def trained(loss=0.5, gain=None, params=(0.0, 0.0)):
 def test_its_regime_is_a_walk_of_displacements_and_differences():
     regime = plus().regime
     assert (regime.sampling, regime.codec_up, regime.codec_down, regime.steps) == ("walk", "deadzone", "deadzone", 10)
+    assert (regime.learning_rate_scale, regime.warmup_steps) == (1.5, 30)
     assert regime.displaces
     assert regime.delta_down
     assert not regime.waits
