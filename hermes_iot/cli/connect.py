@@ -54,10 +54,12 @@ class BrokerOptions:
                 raise UsageError(f"password file {password_file} cannot be read", why=str(error)) from error
         return cls(address=BrokerAddress.parse(url), tls=tls, password=password)
 
-    def connector(self, *, session_expiry_s: int = 0) -> Callable[[str, Will | None], Transport]:
+    def connector(
+        self, *, session_expiry_s: int = 0, manual_ack: bool = False
+    ) -> Callable[[str, Will | None], Transport]:
         """What the runners ask for a connection.
 
-        Who comes without a will only takes a look, and leaves no session behind: the broker would queue for it.
+        `manual_ack` is for who says himself what is safe with him. Who comes without a will only takes a look, and leaves no session behind: the broker would queue for it.
         """
 
         def connect(client_id: str, will: Will | None) -> Transport:
@@ -70,6 +72,7 @@ class BrokerOptions:
                 session_expiry_s=session_expiry_s if will is not None else 0,
                 password=self.password,
                 tls=self.tls,
+                manual_ack=manual_ack and will is not None,
             )
 
         return connect

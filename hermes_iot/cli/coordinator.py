@@ -85,7 +85,7 @@ def coordinator(
 
     if run_dir is not None:
         make_directory(run_dir)
-    connect = access.connector(session_expiry_s=SESSION_EXPIRY_S)
+    connect = access.connector(session_expiry_s=SESSION_EXPIRY_S, manual_ack=True)
     # Before seconds of loading: is there a broker, and does nobody else lead?
     look_for_leader(Topics(fleet, prefix=prefix), connect, takeover=takeover)
     directory = run_dir

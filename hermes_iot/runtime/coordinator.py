@@ -3,7 +3,8 @@
 Nothing is told that a crash could forget: what was decided is in the journal, and what devices and allocations are
 recorded as is in the registry, before anything that follows is sent. Both cost a disk's time, so they are settled, and
 what waits for them sent, when the inbox is empty, or after 50 ms: a burst of updates or births is one write, not one
-each.
+each. Only then is the broker told that it may forget what led to them: a coordinator that dies before is given it again.
+(A part of a larger message is acknowledged before the message is whole. Its sender repeats what we did not answer.)
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ class CoordinatorRunner:
         self._running = False
         self._unsaved: list[Remember] = []
         self._held: list[Send | SendKeyframe] = []
+        self._receipts: list[int] = []
         self._settle_by = 0.0
         self._session = secrets.token_hex(8)
         self._leadership = Leadership(self.topics, client_id=self.client_id, session=self._session)
@@ -236,9 +238,12 @@ class CoordinatorRunner:
                 check_refusal(event)
             case _Stop():
                 self._perform(self.machine.stop(now=now))
+        if isinstance(event, Delivery) and event.receipt:
+            self._receipts.append(event.receipt)
         self._settle(now)
 
     def _disconnected(self, event: Disconnected) -> None:
+        self._receipts.clear()  # the broker delivers these again
         log.warning("disconnected reason=%s", event.reason)
         self.link.disconnected()
         self._leadership.disconnected()
@@ -294,6 +299,9 @@ class CoordinatorRunner:
         held, self._held = self._held, []
         for effect in held:
             self._tell(effect)
+        receipts, self._receipts = [*self._receipts, *self.inbox.dropped_receipts()], []
+        if receipts:
+            self.link.transport.acknowledge(receipts)
 
     def _record_unsaved(self) -> None:
         if self._unsaved:

@@ -40,6 +40,7 @@ class Inbox:
 
     def __init__(self, *, messages_max: int = MESSAGES_MAX, bytes_max: int = BYTES_MAX) -> None:
         self.dropped = 0
+        self._dropped_receipts: list[int] = []
         self._messages_max = messages_max
         self._bytes_max = bytes_max
         self._bytes = 0
@@ -56,10 +57,20 @@ class Inbox:
             full = len(self._events) >= self._messages_max or self._bytes + size > self._bytes_max
             if full and isinstance(event, Delivery):
                 self.dropped += 1
+                if event.receipt:
+                    self._dropped_receipts.append(event.receipt)
                 return
             self._bytes += size
             self._events.append(event)
             self._filled.notify()
+
+    def dropped_receipts(self) -> list[int]:
+        """Of what was dropped since the last call: a broker that goes on waiting for these delivers no more."""
+        if not self._dropped_receipts:
+            return []
+        with self._filled:
+            receipts, self._dropped_receipts = self._dropped_receipts, []
+            return receipts
 
     def post(self, event: object) -> None:
         """From this process, a signal handler included; never dropped."""

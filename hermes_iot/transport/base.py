@@ -12,13 +12,15 @@ Promises every transport keeps, held by one contract suite:
 - `subscribe` is remembered and renewed after every reconnect, before `Connected` is reported a second time.
 - Retained messages arrive with ``retain=True`` after each subscribe; live ones with ``retain=False``.
 - The will is published by the broker when the connection ends without `close`.
+- A transport made with `manual_ack` leaves it to its owner to say which deliveries are safe with him. What he has not
+  said it of when the connection or the process ends is delivered again, if the session goes on.
 - After `close` returns no event is delivered any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 
@@ -66,11 +68,16 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One message. `payload` is empty where a retained message was cleared."""
+    """One message. `payload` is empty where a retained message was cleared.
+
+    Attributes:
+        receipt: what `Transport.acknowledge` takes; 0 where there is nothing to acknowledge.
+    """
 
     topic: str
     payload: bytes
     retain: bool = False
+    receipt: int = field(default=0, compare=False)
 
 
 TransportEvent: TypeAlias = Connected | Disconnected | Refused | Delivery
@@ -103,6 +110,9 @@ class Transport(Protocol):
 
     def unsubscribe(self, topics: tuple[str, ...]) -> None:
         """Forget subscriptions."""
+
+    def acknowledge(self, receipts: Sequence[int]) -> None:
+        """The broker may forget these deliveries; those of an earlier connection are passed over."""
 
     def flush(self, *, timeout_s: float) -> bool:
         """Wait until the broker has acknowledged everything accepted so far. False when time ran out."""

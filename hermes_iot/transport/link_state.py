@@ -11,6 +11,7 @@ import contextlib
 import logging
 import socket
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hermes_iot.errors import BrokerError
@@ -54,6 +55,7 @@ class LinkState:
         self._wake: socket.socket | None = None
         self._rouser: socket.socket | None = None
         self._roused = False
+        self._receipts: list[int] = []
 
     @property
     def connected(self) -> bool:
@@ -113,6 +115,13 @@ class LinkState:
                 self._topics.pop(topic, None)
                 self._forgotten[topic] = None
             self._ask(SubscriptionChange(topics=topics, wanted=False))
+
+    def acknowledge(self, receipts: Sequence[int]) -> None:
+        """Queue what the broker is to be told of."""
+        with self._changed:
+            if self._connected:
+                self._receipts += receipts
+                self._rouse()
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until all accepted so far is answered; False when time ran out or some of it was lost."""
@@ -177,6 +186,14 @@ class LinkState:
                 self._changed.notify_all()  # what is never acknowledged is settled by being sent
             return entry
 
+    def receipts(self) -> list[int]:
+        """What was acknowledged since the last call."""
+        if not self._receipts:  # a glance: what comes a moment later wakes the thread again
+            return []
+        with self._changed:
+            taken, self._receipts = self._receipts, []
+            return taken
+
     def acknowledged(self, number: int) -> Outgoing | None:
         """The broker answered for a message."""
         with self._changed:
@@ -195,6 +212,7 @@ class LinkState:
         with self._changed:
             was_connected, self._connected = self._connected, False
             self._parked = self._parked or taken_over
+            self._receipts.clear()
             dropped = self._outbox.connection_lost()
             self._changed.notify_all()
             return was_connected, dropped

@@ -25,7 +25,7 @@ import heapq
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -60,6 +60,7 @@ class _Link:
     will: Will | None
     session_expiry_s: int
     filters: dict[str, None]
+    manual_ack: bool = False
     forgotten: dict[str, None] = field(default_factory=dict)
     connected: bool = False
     closed: bool = False
@@ -80,6 +81,7 @@ class _Session:
     link: _Link | None = None
     filters: dict[str, None] = field(default_factory=dict)
     queue: deque[_Message] = field(default_factory=deque)
+    unacknowledged: dict[int, _Message] = field(default_factory=dict)  # receipt -> message, oldest first
     will: Will | None = None
     will_at: float | None = None
     ends_at: float | None = None
@@ -176,6 +178,7 @@ class MemoryBroker:
         self._events: deque[tuple[_Link, TransportEvent]] = deque()
         self._deliverer: int | None = None
         self._receiving: _Link | None = None
+        self._receipt = 0
         self._leaving = 0  # threads that wait for their last event to be over
 
     # Tests and the simulator
@@ -291,6 +294,14 @@ class MemoryBroker:
             link.warned = True
         return packet_bytes > limit
 
+    def acknowledge(self, link: _Link, receipts: Sequence[int]) -> None:
+        """A client says that these deliveries are safe with it."""
+        with self._lock:
+            session = self._sessions.get(link.client_id)
+            if session is not None and session.link is link:
+                for receipt in receipts:
+                    session.unacknowledged.pop(receipt, None)
+
     def subscribe(self, link: _Link, topics: tuple[str, ...]) -> None:
         """A client subscribes, now or as soon as it is connected."""
         with self._lock:
@@ -334,10 +345,13 @@ class MemoryBroker:
         for topic in link.forgotten:
             self._subscriptions.remove(session, topic)
         link.forgotten.clear()
+        again, session.unacknowledged = session.unacknowledged, {}
+        for message in again.values():  # whatever its age: it was delivered in time
+            self._hand_on(session, link, message, qos=1)
         while session.queue:
             message = session.queue.popleft()
             if message.alive(now):
-                self._events.append((link, Delivery(topic=message.topic, payload=message.payload)))
+                self._hand_on(session, link, message, qos=1)
         for topic in link.filters:
             self._subscribe(session, link, topic)
 
@@ -382,11 +396,20 @@ class MemoryBroker:
             self._retained.pop(message.topic, None)
         for session in self._subscriptions.wanting(message.topic):
             if session.link is not None:
-                self._events.append((session.link, Delivery(topic=message.topic, payload=message.payload)))
+                self._hand_on(session, session.link, message, qos=qos)
             elif qos and len(session.queue) < self._queued_messages_max:
                 session.queue.append(message)
             elif qos:
                 self.dropped += 1
+
+    def _hand_on(self, session: _Session, link: _Link, message: _Message, *, qos: int, retain: bool = False) -> None:
+        receipt = 0
+        if link.manual_ack and qos:
+            self._receipt = receipt = self._receipt + 1
+            session.unacknowledged[receipt] = message
+        self._events.append(
+            (link, Delivery(topic=message.topic, payload=message.payload, retain=retain, receipt=receipt))
+        )
 
     def _subscribe(self, session: _Session, link: _Link, topic_filter: str) -> None:
         self._subscriptions.add(session, topic_filter)
@@ -395,7 +418,7 @@ class MemoryBroker:
         for topic in exact or tuple(self._retained):
             message = self._retained.get(topic)
             if message is not None and message.alive(now) and rules.matches(topic_filter, topic):
-                self._events.append((link, Delivery(topic=topic, payload=message.payload, retain=True)))
+                self._hand_on(session, link, message, qos=1, retain=True)
 
     def _expire(self) -> None:
         now = self._clock()
@@ -465,12 +488,20 @@ class MemoryTransport:
         will: published by the broker when we vanish.
         session_expiry_s: seconds the broker keeps our subscriptions and queues QoS-1 messages while we are away;
             at least the will's delay.
+        manual_ack: deliveries are acknowledged by `acknowledge` alone.
     """
 
     def __init__(
-        self, broker: MemoryBroker, *, client_id: str, will: Will | None = None, session_expiry_s: int = 0
+        self,
+        broker: MemoryBroker,
+        *,
+        client_id: str,
+        will: Will | None = None,
+        session_expiry_s: int = 0,
+        manual_ack: bool = False,
     ) -> None:
         self._broker = broker
+        self._manual_ack = manual_ack
         self._client_id = client_id
         self._will = will
         self._session_expiry_s = rules.session_lasts_s(session_expiry_s, will)
@@ -492,6 +523,7 @@ class MemoryTransport:
             will=self._will,
             session_expiry_s=self._session_expiry_s,
             filters=self._filters,
+            manual_ack=self._manual_ack,
         )
         self._broker.connect(link)
         self._link = link
@@ -526,6 +558,11 @@ class MemoryTransport:
                 self._filters.pop(topic, None)
         else:
             self._broker.unsubscribe(self._link, topics)
+
+    def acknowledge(self, receipts: Sequence[int]) -> None:
+        """The broker may forget these deliveries."""
+        if self._link is not None:
+            self._broker.acknowledge(self._link, receipts)
 
     def flush(self, *, timeout_s: float) -> bool:  # noqa: ARG002 - Transport's signature
         """Nothing is ever outstanding here: a publish that was accepted was delivered."""

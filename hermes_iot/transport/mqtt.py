@@ -17,6 +17,8 @@ Decisions:
   window is full of it nothing is delivered any more (measured). The bound belongs into the broker's configuration.
 - *A take-over looks like a loss* on Mosquitto before 2.0.15, which closes without giving the reason (its issue 2607).
   Then two clients with one id do fight, but ever more slowly: a short connection does not reset the back-off.
+- *With `manual_ack`* the broker's window bounds what lies in our inbox, so we state one that is wide enough for a group
+  commit to pay (Mosquitto's own is 20). A receipt is a number of ours: paho's message ids begin anew with a connection.
 - *A will's delay needs a session* as long (rules.py), so a transport with a delayed will resumes its session.
 - A persistent session may hold subscriptions of an earlier process: the broker then delivers on topics that this one
   never asked for, right after `Connected`.
@@ -30,7 +32,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import SystemRandom
 from typing import cast
 
@@ -56,6 +58,7 @@ _SESSION_TAKEN_OVER = 0x8E
 _TICK_S = 1.0  # the grain of paho's keep-alive clock, which only runs when it is called
 _GOODBYE_S = 1.0  # how long a DISCONNECT may wait behind a stalled socket
 _FILTERS_PER_PACKET = 64
+_UNACKNOWLEDGED_MAX = 256
 _CHANCE = SystemRandom()
 
 
@@ -73,6 +76,7 @@ class MqttTransport:
         password: from a file or the environment, never from a command line.
         tls: files for an `mqtts` address; the system's authorities when None.
         max_queued_messages: messages accepted and not yet acknowledged, at most.
+        manual_ack: deliveries are acknowledged by `acknowledge` alone.
         max_inflight: QoS-1 messages under way at once; a broker that states a smaller Receive Maximum gets that.
         connect_timeout_s: limit for one try: for TCP, for TLS and for the broker's answer, each; never more than
             `start` was given.
@@ -94,6 +98,7 @@ class MqttTransport:
         username: str | None = None,
         password: str | None = None,
         tls: TlsOptions | None = None,
+        manual_ack: bool = False,
         max_queued_messages: int = 256,
         max_inflight: int = 20,
         connect_timeout_s: float = 10.0,
@@ -112,6 +117,7 @@ class MqttTransport:
         self._username = address.username if username is None else username
         self._password = password
         self._tls = TlsOptions() if tls is None else tls
+        self._manual_ack = manual_ack
         self._connect_timeout_s = connect_timeout_s
         self._backoff = Backoff() if backoff is None else backoff
         self._chance = chance
@@ -121,6 +127,8 @@ class MqttTransport:
         self._on_event: OnEvent = lambda _: None
         self._numbers: dict[int, int] = {}  # paho's message id -> the outbox's number
         self._asked: dict[int, SubscriptionChange] = {}
+        self._receipts: dict[int, int] = {}  # receipt -> paho's message id
+        self._receipt = 0
         self._failure: BrokerError | None = None
         self._connected_at: float | None = None
         self._errors = _LastError()
@@ -174,6 +182,10 @@ class MqttTransport:
     def unsubscribe(self, topics: tuple[str, ...]) -> None:
         """Forget subscriptions, now or at the next connection."""
         self._state.unsubscribe(topics)
+
+    def acknowledge(self, receipts: Sequence[int]) -> None:
+        """The broker may forget these deliveries."""
+        self._state.acknowledge(receipts)
 
     def flush(self, *, timeout_s: float) -> bool:
         """Wait until the broker has answered everything accepted so far.
@@ -282,6 +294,9 @@ class MqttTransport:
 
     def _hand_over(self, client: Client) -> None:
         """Give paho what the window has room for; it gets nothing while it still has bytes to write."""
+        for receipt in self._state.receipts():
+            if (mid := self._receipts.pop(receipt, None)) is not None:
+                client.ack(mid, 1)
         while not client.want_write() and (entry := self._state.next()) is not None:
             number, item = entry
             if isinstance(item, SubscriptionChange):
@@ -345,6 +360,7 @@ class MqttTransport:
         )
         self._connected_at = time.monotonic()
         self._asked.clear()
+        self._receipts.clear()
         for change in renewal.changes:
             self._ask(client, change)
         if not renewal.resend:  # paho would, after this callback; the outbox has them in line again
@@ -366,13 +382,18 @@ class MqttTransport:
         else:
             self._lost("keep alive timeout" if reason == "Keep alive timeout" else "connection lost")
 
-    def _on_message(self, _client: Client, _: object, message: MQTTMessage) -> None:
+    def _on_message(self, client: Client, _: object, message: MQTTMessage) -> None:
         try:
             topic = message.topic
         except UnicodeDecodeError:
             _log.warning("event=bad_topic client=%s", self._client_id)
+            client.ack(message.mid, message.qos)
             return
-        self._emit(Delivery(topic=topic, payload=bytes(message.payload), retain=message.retain))
+        receipt = 0
+        if self._manual_ack and message.qos:
+            self._receipt = receipt = self._receipt + 1
+            self._receipts[receipt] = message.mid
+        self._emit(Delivery(topic=topic, payload=bytes(message.payload), retain=message.retain, receipt=receipt))
 
     def _on_publish(
         self, _client: Client, _: object, mid: int, reason: ReasonCode, _properties: Properties | None
@@ -403,7 +424,12 @@ class MqttTransport:
     # Making paho's client
 
     def _paho(self) -> Client:
-        client = Client(CallbackAPIVersion.VERSION2, client_id=self._client_id, protocol=MQTTProtocolVersion.MQTTv5)
+        client = Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._client_id,
+            protocol=MQTTProtocolVersion.MQTTv5,
+            manual_ack=self._manual_ack,
+        )
         client.connect_timeout = self._connect_timeout_s
         client.max_inflight_messages_set(0)  # no window of paho's own: the outbox has one
         # Not in the tree of loggers: only we read it. Formatted when needed; paho's on_log formats every packet.
@@ -428,7 +454,11 @@ class MqttTransport:
             self._address.port,
             keepalive=self._keepalive_s,
             clean_start=self._session_expiry_s == 0,
-            properties=_properties(PacketTypes.CONNECT, SessionExpiryInterval=self._session_expiry_s),
+            properties=_properties(
+                PacketTypes.CONNECT,
+                SessionExpiryInterval=self._session_expiry_s,
+                **({"ReceiveMaximum": _UNACKNOWLEDGED_MAX} if self._manual_ack else {}),
+            ),
         )
         return client
 

@@ -271,6 +271,61 @@ def test_what_was_held_back_is_recorded_before_it_leaves(broker, tmp_path):
         assert set(registry.allocations_of(coordinator.run_id)) == {"pi-01"}
 
 
+class Keeping(MemoryTransport):
+    """A coordinator's transport, as its command makes it; looks at the journal whenever something is acknowledged."""
+
+    def __init__(self, broker, client_id, will, unsynced):
+        super().__init__(broker, client_id=client_id, will=will, session_expiry_s=3600, manual_ack=True)
+        self.unsynced = unsynced
+        self.acknowledged = 0
+
+    def acknowledge(self, receipts):
+        assert not self.unsynced(), "the broker may forget what is in no journal"
+        self.acknowledged += len(receipts)
+        super().acknowledge(receipts)
+
+
+def keeping(broker, runners, transports):
+    def connect(client_id, will):
+        if will is None:
+            return MemoryTransport(broker, client_id=client_id)
+        transports.append(Keeping(broker, client_id, will, lambda: runners[-1].run_dir.unsynced))
+        return transports[-1]
+
+    return connect
+
+
+def test_the_broker_may_forget_an_update_only_once_it_is_in_the_journal(broker, tmp_path):
+    runners, transports = [], []
+    runners.append(toy_coordinator(keeping(broker, runners, transports), tmp_path / "run"))
+    with running(runners[0], toy_device(in_memory(broker), tmp_path, "pi-01")) as (one, _):
+        one.wait()
+    assert transports[0].acknowledged > 12, "twelve updates, and a birth"
+
+
+def test_an_update_that_could_not_be_written_is_the_next_coordinators(broker, tmp_path, monkeypatch):
+    runners, transports = [], []
+    connect = keeping(broker, runners, transports)
+    config = toy_config(rules=ENDLESS)
+    runners.append(toy_coordinator(connect, tmp_path / "run", config=config))
+    broken = StorageError("the disk is gone")
+
+    def sync():
+        if runners[0].machine.version == 3:
+            raise broken
+        type(runners[0].run_dir).sync(runners[0].run_dir)
+
+    monkeypatch.setattr(runners[0].run_dir, "sync", sync)
+    with running(runners[0], toy_device(in_memory(broker), tmp_path, "pi-01")) as (one, other):
+        assert one.ended() is broken
+        other.leave()
+    records = Records()
+    runners.append(toy_coordinator(connect, tmp_path / "run", config=config, on_record=records))
+    assert runners[1].machine.version == 2
+    with running(runners[1]):
+        records.wait("merge", version=3)
+
+
 def test_a_shard_fetched_ahead_is_still_known_after_a_restart(broker, tmp_path):
     coordinator = toy_coordinator(in_memory(broker), tmp_path / "run")
     given = Allocation(

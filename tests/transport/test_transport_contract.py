@@ -261,6 +261,60 @@ def test_a_persistent_session_outlives_close_and_is_resumed_by_the_next_transpor
     assert inbox.delivery() == Delivery(topic=topic, payload=b"meanwhile")
 
 
+def test_what_was_not_acknowledged_is_delivered_again(rig, topic):
+    client_id = rig.client_id()
+    transport, inbox = rig.joined(topic, client_id=client_id, session_expiry_s=60, manual_ack=True)
+    publisher, _ = rig.joined()
+    for payload in (b"1", b"2", b"3"):
+        publisher.publish(topic, payload)
+    first, second, third = (inbox.delivery() for _ in range(3))
+    assert len({0, first.receipt, second.receipt, third.receipt}) == 4
+    transport.acknowledge([first.receipt, third.receipt])
+    publisher.publish(topic, b"4")
+    assert inbox.delivery().payload == b"4"
+    transport.publish(f"{topic}/behind", b"")  # the broker has heard of the receipts when it has answered this
+    assert transport.flush(timeout_s=PATIENCE_S)
+    rig.cut(client_id)
+    inbox.disconnected()
+    rig.mend(client_id)
+    inbox.connected()
+    transport.acknowledge([second.receipt])  # of the connection before
+    transport.publish(topic, b"end")
+    again = iter(inbox.delivery, Delivery(topic=topic, payload=b"end"))
+    assert [one.payload for one in again if one.topic == topic] == [b"2", b"4"]
+
+
+def test_what_the_owner_of_a_session_left_unacknowledged_is_the_next_ones(rig, topic):
+    client_id = rig.client_id()
+    options = {"client_id": client_id, "session_expiry_s": 60, "manual_ack": True}
+    transport, inbox = rig.joined(topic, **options)
+    publisher, _ = rig.joined()
+    publisher.publish(topic, b"1")
+    inbox.delivery()
+    transport.close()
+    successor, inbox = rig.transport(**options), Inbox()
+    successor.start(inbox, timeout_s=PATIENCE_S)
+    inbox.connected()
+    while (delivery := inbox.delivery()).topic != topic:
+        pass
+    assert delivery.payload == b"1"
+
+
+def test_a_hundred_may_wait_for_their_acknowledgement(rig, topic):
+    _, inbox = rig.joined(topic, session_expiry_s=60, manual_ack=True)
+    publisher, _ = rig.joined()
+    for number in range(100):
+        publisher.publish(topic, bytes([number]))
+    assert [inbox.delivery().payload[0] for _ in range(100)] == list(range(100))
+
+
+def test_without_manual_ack_there_is_nothing_to_acknowledge(rig, topic):
+    transport, inbox = rig.joined(topic, session_expiry_s=60)
+    transport.publish(topic, b"1")
+    assert inbox.delivery().receipt == 0
+    transport.acknowledge([0, 1, 7])
+
+
 def test_a_clean_session_starts_with_nothing(rig, topic):
     client_id = rig.client_id()
     transport, inbox = rig.joined(topic, client_id=client_id)

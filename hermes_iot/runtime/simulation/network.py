@@ -11,7 +11,7 @@ which is more than a real TCP connection loses; the machines ask again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -144,6 +144,10 @@ class LinkTransport:
     def unsubscribe(self, topics: tuple[str, ...]) -> None:
         """Unsubscribe, in order with what is published."""
         self._in_order(partial(self._inner.unsubscribe, topics))
+
+    def acknowledge(self, receipts: Sequence[int]) -> None:
+        """The broker may forget these deliveries."""
+        self._in_order(partial(self._inner.acknowledge, receipts))
 
     def flush(self, *, timeout_s: float) -> bool:  # noqa: ARG002 - Transport's signature
         """What was accepted is on its way; nobody waits for it here."""
