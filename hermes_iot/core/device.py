@@ -96,6 +96,7 @@ class Device:
     def connected(self, *, now: float) -> list[Effect]:
         """A (re)connection is up: say so, report the state, and ask again at once for what is awaited."""
         self._board.connected = True
+        self._board.leader.connected()
         birth = self._board.send(self._board.birth)
         if self.part is None:
             return [birth]
@@ -123,6 +124,7 @@ class Device:
             Incompatible: the run cannot be taken part in (strategy unknown here).
         """
         part = self.part
+        self._board.leader.check(getattr(received.message, "epoch", 0))
         match received.message:
             case RunManifest() as manifest:
                 return self._on_manifest(manifest, now)

@@ -2,12 +2,17 @@
 
 `all/coordinator` is retained and its last will may be published long after the next coordinator has come, so a death
 counts only when it is the death of the session last seen alive.
+
+A coordinator that was taken over may not know it yet. Its words carry a lower epoch than its successor's and are refused,
+for as long as this connection holds: the retained word on who leads comes at the beginning of every connection. A broker
+that has lost its store has lost the count with it, and it begins anew.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hermes_iot.errors import ProtocolError
 from hermes_iot.protocol.messages import CoordinatorStatus
 
 
@@ -19,11 +24,27 @@ class Leader:
         online: somebody leads.
         session: of the coordinator last seen online; empty before the first.
         devices: how many it leads, as it said last.
+        epoch: the highest heard since the connection is up.
     """
 
     online: bool = False
     session: str = ""
     devices: int = 0
+    epoch: int = 0
+
+    def connected(self) -> None:
+        """A connection begins."""
+        self.epoch = 0
+
+    def check(self, epoch: int) -> None:
+        """A message of this epoch came.
+
+        Raises:
+            ProtocolError: ``epoch`` when a later coordinator has spoken.
+        """
+        if epoch and epoch < self.epoch:
+            raise ProtocolError("epoch", f"coordinator {epoch} was taken over by {self.epoch}")
+        self.epoch = max(self.epoch, epoch)
 
     def heard(self, status: CoordinatorStatus) -> bool:
         """Take a status over; whether a coordinator has just come, or been replaced by another."""

@@ -5,7 +5,8 @@ message follows from the topic, never from the payload: the broker's access list
 
 Identities: `session` is a counter a device bumps and stores at every start, `seq` counts its updates within the
 session, so (run, device, session, seq) names an update for ever. Counters decide what is stale or repeated, never
-clocks: boards have no real-time clock.
+clocks: boards have no real-time clock. `epoch` counts the coordinators of a fleet: every word of one carries its own
+(`Wire` sees to that), and devices refuse what one says that another has taken over from. 0 = not said.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class CoordinatorStatus:
     elapsed_s: Seconds = 0.0
     host: Text = ""
     software: Text = ""
+    epoch: Count = 0
     v: Literal[1] = 1
 
 
@@ -122,6 +124,7 @@ class RunManifest:
     reason: Text = ""
     software: Text = ""
     codec_down: Codec = "fp16"
+    epoch: Count = 0
     v: Literal[1] = 1
 
 
@@ -134,6 +137,7 @@ class ModelHead:
     sha256: Sha256
     bytes: Positive
     parts: Positive
+    epoch: Count = 0
     v: Literal[1] = 1
 
 
@@ -166,6 +170,7 @@ class Allocation:
     steps: Count = 0
     share: Share = 0.0
     shards: tuple[Sha256, ...] = ()
+    epoch: Count = 0
     v: Literal[1] = 1
 
 
@@ -178,6 +183,7 @@ class Ack:
     seq: Count
     outcome: Outcome
     reason: Text = ""
+    epoch: Count = 0
     v: Literal[1] = 1
 
 
@@ -187,6 +193,7 @@ class Command:
 
     id: Name
     name: CommandName
+    epoch: Count = 0
     v: Literal[1] = 1
 
 
@@ -351,6 +358,7 @@ class Model:
     codec: Codec
     parameters: Positive
     body: bytes
+    epoch: Count = 0
     v: Literal[1] = 1
 
 

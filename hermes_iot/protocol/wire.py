@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from hermes_iot.domain import DeviceId
@@ -65,6 +65,8 @@ ROUTES: Final[dict[type[Message], Route]] = {
     Response: Route(direction="up", channel="rsp", expiry_s=60),
 }
 _TENSORS: Final = (Update, Model, Shard)
+#: What a coordinator says for itself; a shard is named by its content, whoever sends it.
+_LEADS: Final = (CoordinatorStatus, RunManifest, ModelHead, Allocation, Ack, Command, Model)
 #: A keyframe's fields beside its body are never longer, however large its counters grow.
 _KEYFRAME_HEADER_BYTES: Final = 512
 _KINDS: Final = {(route.direction, route.channel): kind for kind, route in ROUTES.items()}
@@ -91,10 +93,15 @@ class Received:
 
 
 class Wire:
-    """Encodes and decodes for one fleet; holds only half-received transfers."""
+    """Encodes and decodes for one fleet; holds only half-received transfers.
+
+    Attributes:
+        epoch: of the coordinator that speaks here; 0 where none does.
+    """
 
     def __init__(self, topics: Topics, *, limits: Limits | None = None, chunk_bytes: int = CHUNK_BYTES_DEFAULT) -> None:
         self.topics = topics
+        self.epoch = 0
         self.limits = limits or Limits()
         self.chunk_bytes = chunk_bytes
         self._reassembler = Reassembler(self.limits)
@@ -107,6 +114,8 @@ class Wire:
         """
         route = ROUTES[type(message)]
         topic = self._topic(route, device)
+        if self.epoch and isinstance(message, _LEADS):
+            message = replace(message, epoch=self.epoch)
         if isinstance(message, _TENSORS):
             payloads = self._slices(message, codec.encode_tensors(message))
         else:
@@ -123,7 +132,7 @@ class Wire:
         Raises:
             UsageError: the model is larger than a peer takes.
         """
-        whole = codec.encode_tensors(model, compress=False)
+        whole = codec.encode_tensors(replace(model, epoch=self.epoch or model.epoch), compress=False)
         parts = parts_for(len(model.body) + _KEYFRAME_HEADER_BYTES, chunk_bytes=self.chunk_bytes)
         packets = [
             Packet(topic=self.topics.model_part(part), payload=payload, qos=1, retain=True)

@@ -156,13 +156,15 @@ class CoordinatorRunner:
             BrokerError: the broker cannot be reached.
             IdConflict: another coordinator is online.
         """
-        keyframe_parts = look_for_leader(self.topics, self._connect, takeover=self._takeover)
-        death = CoordinatorStatus(state="offline", session=self._session, run=self.run_id)
+        left = look_for_leader(self.topics, self._connect, takeover=self._takeover)
+        self._leadership.epoch = epoch = left.epoch + 1
+        death = CoordinatorStatus(state="offline", session=self._session, run=self.run_id, epoch=epoch)
         will = Will(topic=self.topics.all("coordinator"), payload=codec.encode_json(death))
         transport = self._connect(self.client_id, will)
         self._link = CoordinatorLink(
-            self.machine, self.topics, transport, keyframe_parts=keyframe_parts, on_dropped=_dropped
+            self.machine, self.topics, transport, keyframe_parts=left.keyframe_parts, on_dropped=_dropped
         )
+        self._link.wire.epoch = epoch
         transport.subscribe((*self._leadership.filters, *self.topics.of_coordinator()))
         transport.start(self.inbox.deliver, timeout_s=CONNECT_TIMEOUT_S)
         self._running = True

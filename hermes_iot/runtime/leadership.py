@@ -7,6 +7,8 @@ seconds, so one that is not heard is not there; its word is then taken back on i
 Brokers tell a client that another one took over its id, but Mosquitto before 2.0.15 does not (its issue 2607): there
 a coordinator that was pushed out only sees a lost connection. It would come back and push out the other in turn, for
 ever. So after a reconnect it looks before it speaks: where the last word is another's, the fleet is another's.
+
+Each coordinator's epoch is one above the last one's. What is heard of a lower one is the past's: we speak over it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import queue
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from hermes_iot.errors import IdConflict, ProtocolError
@@ -37,13 +39,23 @@ SILENT_S = 10.0
 T = TypeVar("T")
 
 
-def look_for_leader(topics: Topics, connect: Callable[[str, Will | None], Transport], *, takeover: bool) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Legacy:
+    """What the last coordinator left at the broker.
+
+    Attributes:
+        keyframe_parts: retained chunks of its model; those we do not overwrite must be cleared.
+        epoch: its own; 0 where nobody led before.
+    """
+
+    keyframe_parts: int = 0
+    epoch: int = 0
+
+
+def look_for_leader(topics: Topics, connect: Callable[[str, Will | None], Transport], *, takeover: bool) -> Legacy:
     """Make sure that there is a broker and that nobody leads the fleet (somebody may when we are to take over).
 
     Under a client id of its own: connecting under the coordinator's would push the other one out.
-
-    Returns:
-        How many retained keyframe chunks the last coordinator left; those we do not overwrite must be cleared.
 
     Raises:
         BrokerError: the broker cannot be reached.
@@ -71,7 +83,7 @@ def look_for_leader(topics: Topics, connect: Callable[[str, Will | None], Transp
     finally:
         transport.close()
     left = _decoded(head, seen.get(head, b""), ModelHead)
-    return left.parts if left is not None else 0
+    return Legacy(keyframe_parts=left.parts if left is not None else 0, epoch=status.epoch if status is not None else 0)
 
 
 def _is_silent(events: queue.SimpleQueue[object], topics: Topics) -> bool:
@@ -94,9 +106,14 @@ def _is_silent(events: queue.SimpleQueue[object], topics: Topics) -> bool:
 
 
 class Leadership:
-    """One coordinator's claim on its fleet, over its reconnects."""
+    """One coordinator's claim on its fleet, over its reconnects.
+
+    Attributes:
+        epoch: ours; known once it was looked who led before.
+    """
 
     def __init__(self, topics: Topics, *, client_id: str, session: str) -> None:
+        self.epoch = 0
         self._topics = topics
         self._session = session
         self._client_id = client_id
@@ -138,6 +155,8 @@ class Leadership:
         if status is not None and status.session == self._session:
             self._spoken = True
         elif status is not None and self._spoken:
+            if status.epoch < self.epoch:
+                return True
             raise taken_over(self._topics.fleet, by=status.host)
         return False
 

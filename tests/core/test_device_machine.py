@@ -120,6 +120,34 @@ def test_what_belongs_to_another_run_is_ignored_and_counted():
     assert state.dropped == 3
 
 
+def test_a_coordinator_that_was_taken_over_is_not_obeyed_any_more():
+    board = Board(NEVER).at_work()
+    board.tell(replace(online("c2"), epoch=4))
+    for message in (
+        replace(manifest("run-b"), epoch=3),
+        replace(allocation(9, samples=7), epoch=3),
+        replace(model(run="run-a", version=9), epoch=3),
+        replace(offline("c2"), epoch=3),
+    ):
+        with pytest.raises(ProtocolError, match="coordinator 3 was taken over by 4") as caught:
+            board.tell(message)
+        assert caught.value.reason == "epoch"
+    assert board.machine.manifest.run == "run-a"
+    board.tell(replace(allocation(9, samples=30), epoch=4))
+    (train,) = of(board.trained(), Train)
+    assert train.job.samples == 30
+
+
+def test_a_broker_that_forgot_who_led_begins_to_count_anew():
+    board = Board(NEVER).at_work()
+    board.tell(replace(online("c2"), epoch=4))
+    board.machine.disconnected()
+    board.machine.connected(now=board.now)
+    board.tell(replace(online("c3"), epoch=1))
+    board.tell(replace(manifest("run-b"), epoch=1))
+    assert board.machine.manifest.run == "run-b"
+
+
 def test_an_older_or_repeated_allocation_is_not_obeyed():
     board = Board(NEVER).at_work()
     assert board.tell(allocation(1, samples=7)) == []

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hermes_iot.core.effects import Checkpoint, Prepare, StoreMemory, Train
+from hermes_iot.core.shelf import PIECES_UNDER_WAY
 from hermes_iot.domain import Sizing
 from hermes_iot.errors import Incompatible, ProtocolError
 from hermes_iot.protocol.messages import (
@@ -54,6 +55,7 @@ FITTING = {
     "parts": st.integers(1, 9),
     "iteration_s": st.sampled_from([0.0, 1e-300, 0.5, 1.0, 40.0, 1e9]),
     "rows": st.just(()),
+    "epoch": st.integers(0, 2),
 }
 #: The same words where they mean something else.
 OTHERWISE = {(RunManifest, "model"), (CoordinatorStatus, "session"), (DeviceStatus, "rows")}
@@ -116,6 +118,12 @@ def test_a_coordinator_takes_whatever_devices_say(said, mode, sampling, there):
         for member in desk.machine.members.values():
             assert len(member.timings) <= 17
     assert of(desk.machine._checkpoint(desk.now), Checkpoint)
+
+
+def named_by(shelf):
+    """The shards that the allocations a device knows of name."""
+    known = (one for one in (shelf.allocation, shelf._next, shelf._rejected) if one is not None)
+    return {name for one in known for name in (one.shard, one.next_shard, *one.shards)}
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
@@ -182,4 +190,5 @@ def test_a_device_takes_whatever_a_coordinator_says(said, at_work):
         assert preparing == len(runs)
         if board.machine.part is not None:
             shelf = board.machine.part._shelf
-            assert len(shelf._held | shelf._sought) <= 3
+            assert shelf._held | shelf._sought <= named_by(shelf)
+            assert len(shelf._asked) <= PIECES_UNDER_WAY

@@ -34,6 +34,7 @@ REPETITIVE_BODY = b"\x00\x00\x80\x3f" * 64
 
 _ALL: tuple[Message, ...] = (
     CoordinatorStatus(
+        epoch=3,
         state="online",
         session="c0ffee",
         run=RUN,
@@ -47,6 +48,7 @@ _ALL: tuple[Message, ...] = (
         software="hermes-iot 1.0.0",
     ),
     RunManifest(
+        epoch=3,
         run=RUN,
         state="running",
         seed=7,
@@ -70,8 +72,9 @@ _ALL: tuple[Message, ...] = (
         software="hermes-iot 1.0.0",
         codec_down="int4",
     ),
-    ModelHead(run=RUN, version=41, sha256="5d" * 32, bytes=444_000, parts=4),
+    ModelHead(epoch=3, run=RUN, version=41, sha256="5d" * 32, bytes=444_000, parts=4),
     Allocation(
+        epoch=3,
         run=RUN,
         device="pi-01",
         version=3,
@@ -87,9 +90,10 @@ _ALL: tuple[Message, ...] = (
         share=0.125,
         shards=("8a" * 32, "9b" * 32),
     ),
-    Ack(run=RUN, session=5, seq=9, outcome="rejected", reason="norm"),
-    Command(id="tx-001", name="resend"),
+    Ack(epoch=3, run=RUN, session=5, seq=9, outcome="rejected", reason="norm"),
+    Command(epoch=3, id="tx-001", name="resend"),
     Model(
+        epoch=3,
         run=RUN,
         version=41,
         session=5,

@@ -323,3 +323,21 @@ def test_half_received_messages_expire_through_the_wire():
     assert (receiver.displaced, receiver.next_deadline()) == (1, 7.0)
     assert receiver.expire(now=7.0) == 1
     assert receiver.next_deadline() is None
+
+
+def test_every_word_of_a_coordinator_carries_its_epoch_and_nobody_elses_does():
+    leads = (CoordinatorStatus, RunManifest, ModelHead, Allocation, Ack, Command, Model)
+    wire, peer = Wire(TOPICS), Wire(TOPICS)
+    wire.epoch = 7
+    for kind, message in SAMPLES.items():
+        if kind not in ROUTES:
+            continue
+        received = [
+            peer.incoming(packet.topic, packet.payload, now=0.0)
+            for packet in wire.outgoing(message, device=device_of(message))
+        ]
+        expected = replace(message, epoch=7) if kind in leads else message
+        assert received[-1].message == expected
+    packets, _ = wire.keyframe(SAMPLES[Model])
+    received = [peer.incoming(packet.topic, packet.payload, now=0.0) for packet in packets]
+    assert received[-1].message.epoch == 7

@@ -11,7 +11,7 @@ from hermes_iot.protocol.limits import Limits
 from hermes_iot.protocol.messages import CoordinatorStatus, ModelHead
 from hermes_iot.protocol.topics import Topics
 from hermes_iot.runtime import leadership
-from hermes_iot.runtime.leadership import Leadership, look_for_leader
+from hermes_iot.runtime.leadership import Leadership, Legacy, look_for_leader
 from hermes_iot.transport.base import Delivery
 from hermes_iot.transport.memory import MemoryBroker, MemoryTransport
 from tests.support.fleet import PATIENCE_S, in_memory
@@ -20,8 +20,8 @@ TOPICS = Topics("lab")
 LEADER = TOPICS.all("coordinator")
 
 
-def status(state="online", session="aaaa", host="bench"):
-    return codec.encode_json(CoordinatorStatus(state=state, session=session, run="r-1", host=host))
+def status(state="online", session="aaaa", host="bench", epoch=0):
+    return codec.encode_json(CoordinatorStatus(state=state, session=session, run="r-1", host=host, epoch=epoch))
 
 
 class Client:
@@ -56,12 +56,12 @@ def look(broker, *, takeover=False):
 
 
 def test_an_empty_broker_has_no_leader_and_no_keyframe(broker):
-    assert look(broker) == 0
+    assert look(broker) == Legacy()
 
 
 def test_a_leader_that_left_is_no_hindrance(broker):
     Client(broker).says(LEADER, status("offline"))
-    assert look(broker) == 0
+    assert look(broker) == Legacy()
 
 
 def test_a_leader_that_speaks_is_not_to_be_disturbed(broker):
@@ -78,7 +78,7 @@ def test_a_leader_that_speaks_is_not_to_be_disturbed(broker):
 @pytest.mark.usefixtures("impatient")
 def test_a_leader_that_is_only_remembered_is_taken_for_dead_and_its_word_back(broker):
     Client(broker).says(LEADER, status())
-    assert look(broker) == 0
+    assert look(broker) == Legacy()
     left = codec.decode_json(broker.retained[LEADER], CoordinatorStatus, Limits())
     assert (left.state, left.session) == ("offline", "aaaa")
 
@@ -88,20 +88,25 @@ def test_a_leader_that_leaves_while_we_look_is_no_hindrance(broker):
     leader.says(LEADER, status())
     left = threading.Timer(0.05, leader.says, args=[LEADER, status("offline")])
     left.start()
-    assert look(broker) == 0
+    assert look(broker) == Legacy()
     left.join()
 
 
 def test_taking_over_asks_nobody_and_waits_for_nothing(broker):
     Client(broker).says(LEADER, status())
-    assert look(broker, takeover=True) == 0
+    assert look(broker, takeover=True) == Legacy()
     assert broker.retained[LEADER] == status()
 
 
 def test_looking_tells_how_many_keyframe_chunks_lie_about(broker):
     head = ModelHead(run="r-1", version=3, sha256="0" * 64, bytes=10_000, parts=7)
     Client(broker).says(TOPICS.all("model"), codec.encode_json(head))
-    assert look(broker) == 7
+    assert look(broker).keyframe_parts == 7
+
+
+def test_looking_tells_the_last_leaders_epoch(broker):
+    Client(broker).says(LEADER, status("offline", epoch=7))
+    assert look(broker) == Legacy(epoch=7)
 
 
 @pytest.mark.parametrize("junk", [b"{}", b"\xff\x00", b"[]", status()[:-5]])
@@ -109,7 +114,7 @@ def test_what_cannot_be_read_counts_for_nothing(broker, junk):
     client = Client(broker)
     client.says(LEADER, junk)
     client.says(TOPICS.all("model"), junk)
-    assert look(broker) == 0
+    assert look(broker) == Legacy()
 
 
 def test_looking_says_nothing_that_a_coordinator_listens_to(broker):
@@ -137,8 +142,8 @@ def claim():
     return Leadership(TOPICS, client_id="lab-coordinator", session="mine")
 
 
-def said(session, state="online"):
-    return Delivery(topic=LEADER, payload=status(state, session=session))
+def said(session, state="online", epoch=0):
+    return Delivery(topic=LEADER, payload=status(state, session=session, epoch=epoch))
 
 
 FENCE = TOPICS.down("lab-coordinator", "cmd")
@@ -162,6 +167,16 @@ def test_anothers_word_after_ours_means_that_the_fleet_is_anothers(claim, state)
     claim.heard(said("mine"))
     with pytest.raises(IdConflict, match="another coordinator took over fleet 'lab': it runs on host 'bench'"):
         claim.heard(said("theirs", state))
+
+
+@pytest.mark.parametrize("state", ["online", "offline"])
+def test_the_word_of_one_we_took_over_from_is_spoken_over(claim, state):
+    claim.epoch = 5
+    claim.connected(Line(), now=0.0)
+    claim.heard(said("mine", epoch=5))
+    assert claim.heard(said("theirs", state, epoch=4))
+    with pytest.raises(IdConflict):
+        claim.heard(said("theirs", state, epoch=5))
 
 
 def test_after_a_reconnect_it_looks_before_it_speaks(claim):
