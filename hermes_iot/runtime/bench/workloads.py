@@ -40,11 +40,10 @@ WORKLOADS: Final[Mapping[str, Workload]] = {
             measure_s=1.0,
             validation_fraction=1 / 30,
         ),
-        # Chosen on seed 10, which no report shows, with one batch of CIFAR-10 (10,000 rows), azure12, wifi20. 50 % comes
-        # after 34 virtual seconds with hermes-plus, 46 with single, 62 with hermes, 126 with bsp-tuned, 170 with bsp;
-        # hermes-plus learns those rows by heart from 53 % on, so a higher target would measure luck. That is 110 to 375 s
-        # of one core a cell (12 ms for a mini-batch, 1.3 s for a look at the 10,000 test rows), and three seeds of a row
-        # are about 15 minutes of one. The end at the latest is 257 virtual seconds.
+        # Targets chosen on seed 10, which no report shows, with one batch of CIFAR-10 (10,000 rows), azure12, wifi20:
+        # hermes-plus learns those rows by heart from 53 % on, so a higher one would measure luck. A cell is one to eight
+        # minutes of one core (12 ms for a mini-batch, 1.3 s for a look at the 10,000 test rows). The end at the latest is
+        # 257 virtual seconds.
         Workload(
             name="cifar-alexnet",
             task="cifar10",
