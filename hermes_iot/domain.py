@@ -46,7 +46,7 @@ Telemetry = Literal["off", "sampled", "full"]
 
 #: How a vector's numbers are written as bytes. int8, int4, deadzone: blocks with one scale each. topk5, topk10: the largest 5 or
 #: 10 % of the entries, the rest counts as 0.
-Codec = Literal["fp32", "fp16", "int8", "int4", "deadzone", "topk5", "topk10"]
+Codec = Literal["fp32", "fp16", "int8", "int4", "deadzone", "topk1", "topk5", "topk10"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

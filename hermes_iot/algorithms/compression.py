@@ -81,6 +81,7 @@ CODINGS: Final[Mapping[str, Coding]] = {
     "int8": Coding(encode=to_int8, decode=from_int8, body_bytes=int8_bytes),
     "int4": Coding(encode=to_int4, decode=from_int4, body_bytes=int4_bytes),
     "deadzone": Coding(encode=to_deadzone, decode=from_int4, body_bytes=int4_bytes, partial=True),
+    "topk1": _topk(1),
     "topk5": _topk(5),
     "topk10": _topk(10),
 }
