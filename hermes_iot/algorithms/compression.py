@@ -1,12 +1,12 @@
 """A flat float32 vector as bytes and back: the body of every tensor message.
 
-The paper sends fp16 (arXiv 2410.20495), half the bytes of fp32. int8 and int4 (quantize.py) and the largest few per
-cent (sparse.py) are for thin links. A family is a dict: one more codec is one more entry of `CODINGS` and one more word
-in `domain.Codec`. A codec says how long its body is for P parameters, so a body of another length is refused before
-anything is allocated.
+The paper sends fp16 (arXiv 2410.20495), half the bytes of fp32. int8 and int4 (quantize.py), the largest few per
+cent (sparse.py) and the signs alone (signs.py) are for thin links. A family is a dict: one more codec is one more entry
+of `CODINGS` and one more word in `domain.Codec`. A codec says how long its body is for P parameters, so a body of
+another length is refused before anything is allocated.
 
 Both sides must decode to the same bits (the coordinator remembers what each device holds), so the byte order is
-written down and no scale is left to chance. numpy casts to fp16 at 190-300 MB/s: no reason for anything cleverer.
+written down and no scale is left to chance.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from typing import Final
 import numpy as np
 
 from hermes_iot.algorithms.deadzone import to_deadzone
+from hermes_iot.algorithms.halves import from_bf16, from_fp16, to_bf16, to_fp16
 from hermes_iot.algorithms.quantize import from_int4, from_int8, int4_bytes, int8_bytes, to_int4, to_int8
+from hermes_iot.algorithms.signs import from_sign, sign_bytes, to_sign
 from hermes_iot.algorithms.sparse import from_topk, longest_topk, shortest_topk, to_topk
 from hermes_iot.algorithms.trees import is_finite
 from hermes_iot.domain import Codec, Params
 from hermes_iot.errors import ProtocolError
-
-#: The largest finite fp16. Clamping comes before the cast, which would give infinity from 65520 on.
-FP16_MAX: Final = np.float32(65504.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +37,7 @@ class Coding:
         decode: a body of a possible length and P to a new, writable vector of shape (P,).
         body_bytes: P to the body's length, to the largest one where it depends on the entries.
         least_bytes: P to the smallest length; None when every body is `body_bytes` long.
-        partial: it leaves entries out, which only a difference can do without.
+        partial: it leaves out so much that only a difference can do without.
     """
 
     encode: Callable[[Params], bytes]
@@ -56,15 +55,6 @@ def _from_fp32(body: bytes | bytearray | memoryview, size: int) -> Params:
     return np.frombuffer(body, dtype="<f4", count=size).astype(np.float32)
 
 
-def _to_fp16(vector: Params) -> bytes:
-    # The cast rounds to nearest, ties to even.
-    return np.clip(vector, -FP16_MAX, FP16_MAX).astype("<f2").tobytes()
-
-
-def _from_fp16(body: bytes | bytearray | memoryview, size: int) -> Params:
-    return np.frombuffer(body, dtype="<f2", count=size).astype(np.float32)
-
-
 def _topk(percent: int) -> Coding:
     return Coding(
         encode=partial(to_topk, percent=percent),
@@ -77,18 +67,20 @@ def _topk(percent: int) -> Coding:
 
 CODINGS: Final[Mapping[str, Coding]] = {
     "fp32": Coding(encode=_to_fp32, decode=_from_fp32, body_bytes=lambda size: 4 * size),
-    "fp16": Coding(encode=_to_fp16, decode=_from_fp16, body_bytes=lambda size: 2 * size),
+    "fp16": Coding(encode=to_fp16, decode=from_fp16, body_bytes=lambda size: 2 * size),
+    "bf16": Coding(encode=to_bf16, decode=from_bf16, body_bytes=lambda size: 2 * size),
     "int8": Coding(encode=to_int8, decode=from_int8, body_bytes=int8_bytes),
     "int4": Coding(encode=to_int4, decode=from_int4, body_bytes=int4_bytes),
     "deadzone": Coding(encode=to_deadzone, decode=from_int4, body_bytes=int4_bytes, partial=True),
     "topk1": _topk(1),
     "topk5": _topk(5),
     "topk10": _topk(10),
+    "sign": Coding(encode=to_sign, decode=from_sign, body_bytes=sign_bytes, partial=True),
 }
 
 
 def pack(vector: Params, codec: Codec) -> bytes:
-    """Encode a vector of shape (P,). In fp16, magnitudes above 65504 become 65504.
+    """Encode a vector of shape (P,). In fp16 and bf16, what is too large becomes the largest number.
 
     Raises:
         ValueError: not a flat float32 vector, or one with NaN or infinity. Whoever sends has looked before, and
@@ -107,7 +99,7 @@ def unpack(body: bytes | bytearray | memoryview, codec: Codec, size: int, *, all
     Raises:
         ProtocolError: unknown codec (reason ``codec``), a length that `size` parameters cannot have (``size``),
             something `pack` never writes (``schema``; only codecs with scales), or NaN or infinity among the entries
-            (``finite``; only fp32 and fp16 can say them).
+            (``finite``; only fp32, fp16 and bf16 can say them).
     """
     coding = CODINGS.get(codec)
     if coding is None:

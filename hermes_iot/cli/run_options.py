@@ -52,9 +52,7 @@ Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the ro
 Rate = Annotated[float | None, typer.Option("--learning-rate", help="SGD step size.")]
 CodecOption = Annotated[
     str | None,
-    typer.Option(
-        "--codec", help="Of updates: fp32, fp16, int8, int4, deadzone, topk5, topk10. [default: the strategy's]"
-    ),
+    typer.Option("--codec", help=f"Of updates: {', '.join(get_args(Codec))}. [default: the strategy's]"),
 ]
 CodecDownOption = Annotated[
     str | None, typer.Option("--codec-down", help="Of the models that answer. [default: --codec, else the strategy's]")

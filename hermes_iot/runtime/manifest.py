@@ -79,8 +79,8 @@ def _codec(codec: Codec, option: str, *, displacement: bool) -> Codec:
     if CODINGS[codec].partial and not displacement:
         raise UsageError(
             f"{option} {codec} cannot be used with this strategy",
-            why="it sends whole models that way, and of a whole model no entry may be left out",
-            mend="Use fp16, int8 or int4",
+            why="it sends whole models that way, and that codec keeps too little of one",
+            mend="Use fp16, bf16, int8 or int4",
         )
     return codec
 
