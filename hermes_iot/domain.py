@@ -48,6 +48,9 @@ Telemetry = Literal["off", "sampled", "full"]
 #: largest 1, 5 or 10 % of the entries, the rest counts as 0. sign: one bit an entry.
 Codec = Literal["fp32", "fp16", "bf16", "int8", "int4", "deadzone", "topk1", "topk5", "topk10", "sign"]
 
+#: Which tensors travel in fp16 though the codec is a coarser one: none, or those of fewer than two dimensions.
+Fine = Literal["none", "vectors"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:

@@ -17,7 +17,7 @@ import typer
 
 from hermes_iot.config import RunConfig, toml_value
 from hermes_iot.core.stopping import StopRules
-from hermes_iot.domain import Codec, DataMode, GateSplit, Sampling, Split, Telemetry
+from hermes_iot.domain import Codec, DataMode, Fine, GateSplit, Sampling, Split, Telemetry
 from hermes_iot.errors import UsageError
 
 Task = Annotated[
@@ -57,6 +57,13 @@ CodecOption = Annotated[
 CodecDownOption = Annotated[
     str | None, typer.Option("--codec-down", help="Of the models that answer. [default: --codec, else the strategy's]")
 ]
+FineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--fine",
+        help="Tensors in fp16 whatever the codec: none, or vectors (biases, normalisation). [default: by the model]",
+    ),
+]
 TelemetryOption = Annotated[str, typer.Option("--telemetry", help="off, sampled or full: metrics of every iteration.")]
 LagMax = Annotated[int | None, typer.Option("--lag-max", help="Updates older by more versions are stale.")]
 Chunk = Annotated[int, typer.Option("--chunk-bytes", help="Largest piece of a tensor message.")]
@@ -80,6 +87,7 @@ _WORDS: Final = {
     "gate_split": get_args(GateSplit),
     "codec": get_args(Codec),
     "codec_down": get_args(Codec),
+    "fine": get_args(Fine),
     "score_on": get_args(Split),
     "telemetry": get_args(Telemetry),
 }
