@@ -155,6 +155,7 @@ CASES = {
     "huge chunks": (COORDINATOR + f" --chunk-bytes {2**29}", 2, r"chunk size is 536870912 bytes"),
     "too much validation": (COORDINATOR + " --validation 0.9", 2, r"validation fraction is 0\.9"),
     "unknown codec": (COORDINATOR + " --codec fp8", 2, r"--codec 'fp8' is not known\. Use fp32 or fp16 or bf16"),
+    "unknown fine": (COORDINATOR + " --fine biases", 2, r"--fine 'biases' is not known\. Use none or vectors"),
     "unknown data mode": (COORDINATOR + " --data remote", 2, r"--data 'remote'.*indexed or local or shipped"),
     "unknown sampling": (COORDINATOR + " --sampling twice", 2, r"--sampling 'twice'"),
     "unknown gate split": (COORDINATOR + " --gate-split none", 2, r"--gate-split 'none'"),
