@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hermes_iot.core.stopping import StopRules
-from hermes_iot.domain import Codec, DataMode, GateSplit, Sampling, Split, Telemetry
+from hermes_iot.domain import Codec, DataMode, Fine, GateSplit, Sampling, Split, Telemetry
 from hermes_iot.errors import UsageError
 from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT, INTEGER_MAX
 
@@ -43,6 +43,7 @@ class RunConfig:
         sampling: None = what the strategy proposes; where that is fresh rows, in local mode a device keeps those it has.
         gate_split: None = with fresh samples a fresh split, with kept ones a fixed slice.
         codec, codec_down: of updates and of the models that answer them; None = what the strategy proposes.
+        fine: tensors that travel in fp16 whatever the codec; None = as the model needs it (`algorithms.split`).
         samples, batch: size of a device that was not measured yet, in rows.
         score_on: what merges are weighed and runs are stopped by. "test" is what the authors' code does: it lets the test
             rows steer the training, so the final accuracy is then no longer that of unseen rows.
@@ -64,6 +65,7 @@ class RunConfig:
     score_on: Split = "validation"
     codec: Codec | None = None
     codec_down: Codec | None = None
+    fine: Fine | None = None
     chunk_bytes: int = CHUNK_BYTES_DEFAULT
     telemetry: Telemetry = "off"
     lag_max: int | None = None

@@ -44,9 +44,12 @@ Split = Literal["validation", "test"]
 #: How much a device says of each iteration: nothing, every tenth, every one.
 Telemetry = Literal["off", "sampled", "full"]
 
-#: How a vector's numbers are written as bytes. int8, int4, deadzone: blocks with one scale each. topk5, topk10: the largest 5 or
-#: 10 % of the entries, the rest counts as 0.
-Codec = Literal["fp32", "fp16", "int8", "int4", "deadzone", "topk5", "topk10"]
+#: How a vector's numbers are written as bytes. int8, int4, deadzone: blocks with one scale each. topk1, topk5, topk10: the
+#: largest 1, 5 or 10 % of the entries, the rest counts as 0. sign: one bit an entry.
+Codec = Literal["fp32", "fp16", "bf16", "int8", "int4", "deadzone", "topk1", "topk5", "topk10", "sign"]
+
+#: Which tensors travel in fp16 though the codec is a coarser one: none, or those of fewer than two dimensions.
+Fine = Literal["none", "vectors"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

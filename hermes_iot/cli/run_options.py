@@ -17,7 +17,7 @@ import typer
 
 from hermes_iot.config import RunConfig, toml_value
 from hermes_iot.core.stopping import StopRules
-from hermes_iot.domain import Codec, DataMode, GateSplit, Sampling, Split, Telemetry
+from hermes_iot.domain import Codec, DataMode, Fine, GateSplit, Sampling, Split, Telemetry
 from hermes_iot.errors import UsageError
 
 Task = Annotated[
@@ -52,12 +52,17 @@ Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the ro
 Rate = Annotated[float | None, typer.Option("--learning-rate", help="SGD step size.")]
 CodecOption = Annotated[
     str | None,
-    typer.Option(
-        "--codec", help="Of updates: fp32, fp16, int8, int4, deadzone, topk5, topk10. [default: the strategy's]"
-    ),
+    typer.Option("--codec", help=f"Of updates: {', '.join(get_args(Codec))}. [default: the strategy's]"),
 ]
 CodecDownOption = Annotated[
     str | None, typer.Option("--codec-down", help="Of the models that answer. [default: --codec, else the strategy's]")
+]
+FineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--fine",
+        help="Tensors in fp16 whatever the codec: none, or vectors (biases, normalisation). [default: by the model]",
+    ),
 ]
 TelemetryOption = Annotated[str, typer.Option("--telemetry", help="off, sampled or full: metrics of every iteration.")]
 LagMax = Annotated[int | None, typer.Option("--lag-max", help="Updates older by more versions are stale.")]
@@ -82,6 +87,7 @@ _WORDS: Final = {
     "gate_split": get_args(GateSplit),
     "codec": get_args(Codec),
     "codec_down": get_args(Codec),
+    "fine": get_args(Fine),
     "score_on": get_args(Split),
     "telemetry": get_args(Telemetry),
 }

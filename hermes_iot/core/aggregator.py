@@ -82,6 +82,7 @@ class Aggregator:
         """What becomes of an update. `manifest` is the run's as it stands, `closed` that it is over."""
         standing = Standing(
             manifest=manifest,
+            split=self.model.split,
             session=member.session,
             handled=member.handled,
             version=self.model.version,
@@ -197,7 +198,7 @@ class Aggregator:
     def _redo_update(self, entry: UpdateTaken, member: Member, crew: Crew, score_of: ScoreOf) -> Merged:
         update, merged = entry.update, None
         if entry.outcome == "applied":
-            vector = unpack(update.body, update.codec, update.parameters)
+            vector = unpack(update.body, update.codec, update.parameters, self.model.split)
             contribution = _contribution(
                 member.device, update, vector, base=entry.base, lag=entry.lag, planned=entry.planned
             )

@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 from hermes_iot.algorithms.compression import pack, unpack
+from hermes_iot.algorithms.split import split_of
 from hermes_iot.algorithms.strategies.base import Regime
 from hermes_iot.algorithms.trees import is_finite, sha256
 from hermes_iot.domain import Codec, DeviceId, Params, Score
@@ -57,12 +58,14 @@ class GlobalModel:
     Attributes:
         version: grows by one with every change.
         score: of the served model on the held-out rows; None before the first measurement.
+        split: which entries travel in fp16 whatever the codec.
     """
 
     def __init__(self, manifest: RunManifest, vector: Params, regime: Regime) -> None:
         self.vector = vector
         self.version = 0
         self.score: Score | None = None
+        self.split = split_of(manifest.model.tensors, manifest.fine)
         self._run = manifest.run
         self._sha256 = manifest.model.sha256
         self._codec_down = manifest.codec_down
@@ -141,8 +144,8 @@ class GlobalModel:
                 apart = self.vector - view.vector
                 if not is_finite(apart):
                     return None
-                body = pack(apart, self._codec_down)
-                vector = view.vector + unpack(body, self._codec_down, self.vector.size)
+                body = pack(apart, self._codec_down, self.split)
+                vector = view.vector + unpack(body, self._codec_down, self.vector.size, self.split)
             if not is_finite(vector):
                 return None
             self._differences[view.sha256] = Encoded(
@@ -152,9 +155,9 @@ class GlobalModel:
 
     def _packed(self) -> Encoded:
         if self._whole is None:
-            body, view = pack(self.vector, self._codec), None
+            body, view = pack(self.vector, self._codec, self.split), None
             if self._regime.needs_base or self._regime.delta_down:
-                vector = unpack(body, self._codec, self.vector.size)
+                vector = unpack(body, self._codec, self.vector.size, self.split)
                 view = View(vector=vector, sha256=sha256(vector))
                 _keep(self._wholes, view.sha256, view)
             self._whole = Encoded(codec=self._codec, body=body, view=view)

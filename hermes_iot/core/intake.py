@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hermes_iot.algorithms.compression import unpack
+from hermes_iot.algorithms.split import Split
 from hermes_iot.algorithms.strategies.base import Merged
 from hermes_iot.algorithms.trees import is_finite
 from hermes_iot.domain import Params
@@ -42,6 +43,7 @@ class Standing:
     """What an update is held against.
 
     Attributes:
+        split: which entries of an update travel in fp16 whatever the codec.
         session: the sender's newest.
         handled: (session, seq) of the sender's newest update handled.
         version: of the global model.
@@ -50,6 +52,7 @@ class Standing:
     """
 
     manifest: RunManifest
+    split: Split | None
     session: int
     handled: tuple[int, int]
     version: int
@@ -79,7 +82,7 @@ def judge(update: Update, standing: Standing, merge: Callable[[Params, int], Mer
     if standing.lag_max is not None and lag > standing.lag_max:
         return Verdict(outcome="stale", reason="lag", lag=lag)
     try:
-        vector = unpack(update.body, update.codec, update.parameters)
+        vector = unpack(update.body, update.codec, update.parameters, standing.split)
         return Verdict(outcome="applied", lag=lag, merged=merge(vector, lag))
     except ProtocolError as error:
         return Verdict(outcome="rejected", reason=error.reason, lag=lag)

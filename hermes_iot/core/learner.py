@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from hermes_iot.algorithms.compression import pack, pack_with_feedback
+from hermes_iot.algorithms.split import split_of
 from hermes_iot.algorithms.strategies.base import Decision, Strategy, Work
 from hermes_iot.algorithms.trees import is_finite, norm, sha256
 from hermes_iot.domain import DeviceId, Params, Probe, Ranges, Trained, TrainJob, stable_int
@@ -53,6 +54,7 @@ class Learner:
 
     Attributes:
         regime: what the strategy asks of the run.
+        split: which entries travel in fp16 whatever the codec.
         base, base_version, base_sha256: the model last received; None before the first. The digest is kept only where
             updates or answers are made from it.
         iterations, published, mini_batches, diverged: counters of this process in this run.
@@ -65,6 +67,7 @@ class Learner:
 
     def __init__(self, manifest: RunManifest, strategy: Strategy[Any, Any], device: DeviceId) -> None:
         self._manifest = manifest
+        self.split = split_of(manifest.model.tensors, manifest.fine)
         self._strategy = strategy
         self._who = stable_int(device)
         self._policy: Any = None
@@ -262,14 +265,14 @@ class Learner:
             return False
         if regime.displaces:
             try:
-                body, residual = pack_with_feedback(vector, self._residual, self._manifest.codec)
+                body, residual = pack_with_feedback(vector, self._residual, self._manifest.codec, self.split)
             except ValueError:  # with what was cut off before, the sum leads out of float32
                 return False
             if not is_finite(residual):
                 return False
             self._residual, self._origin = residual, params
         else:
-            body = pack(vector, self._manifest.codec)
+            body = pack(vector, self._manifest.codec, self.split)
         self._policy = policy
         self.outgoing = Outgoing(body=body, iterations=self.since_push, steps=self.steps_since_push)
         self.since_push = self.steps_since_push = 0

@@ -128,7 +128,7 @@ class Participation:
             self.outbox.retry.hasten(now=now)
             return [*self._ignore("difference from a model not held here", model.base[:12]), *self.expire(now=now)]
         # Decoded first: a damaged answer must leave the outbox waiting for a good one.
-        vector = unpack(model.body, model.codec, model.parameters)
+        vector = unpack(model.body, model.codec, model.parameters, learner.split)
         if model.base and learner.base is not None:
             vector = learner.base + vector
             if not is_finite(vector):

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hermes_iot.domain import Codec, DataMode, GateSplit, Ranges, Sampling, Telemetry
+from hermes_iot.domain import Codec, DataMode, Fine, GateSplit, Ranges, Sampling, Telemetry
 from hermes_iot.protocol.schema import (
     ChunkBytes,
     Count,
@@ -107,6 +107,7 @@ class RunManifest:
 
     Attributes:
         codec, codec_down: of updates, and of the models that answer them.
+        fine: tensors that travel in fp16 whatever the codec, both ways; which, follows from `model` (`algorithms.split`).
     """
 
     run: Name
@@ -125,6 +126,7 @@ class RunManifest:
     software: Text = ""
     codec_down: Codec = "fp16"
     epoch: Count = 0
+    fine: Fine = "none"
     v: Literal[1] = 1
 
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from hermes_iot import __version__
 from hermes_iot.algorithms.compression import CODINGS
+from hermes_iot.algorithms.split import fine_for
 from hermes_iot.algorithms.strategies.base import Regime
 from hermes_iot.config import RunConfig
 from hermes_iot.domain import Codec, RunId, Sizing
@@ -31,6 +32,7 @@ def new_run_id(task: str) -> str:
 def manifest_of(run: str, config: RunConfig, bench: Bench, strategy: StrategyInfo, regime: Regime) -> RunManifest:
     """What the devices are told: the person's choices, else the strategy's, else the task's."""
     signature = bench.trainer.signature
+    tensors = tuple((spec.name, spec.shape) for spec in signature.tensors)
     codecs = codecs_of(config.codec, config.codec_down, regime)
     sampling = config.sampling or regime.sampling
     if config.sampling is None and sampling == "fresh" and config.data_mode == "local":
@@ -41,11 +43,7 @@ def manifest_of(run: str, config: RunConfig, bench: Bench, strategy: StrategyInf
         seed=config.seed,
         task=bench.task,
         strategy=strategy,
-        model=ModelInfo(
-            sha256=signature.sha256,
-            parameters=signature.parameters,
-            tensors=tuple((spec.name, spec.shape) for spec in signature.tensors),
-        ),
+        model=ModelInfo(sha256=signature.sha256, parameters=signature.parameters, tensors=tensors),
         data=DataInfo(
             mode=config.data_mode,
             sampling=sampling,
@@ -59,6 +57,7 @@ def manifest_of(run: str, config: RunConfig, bench: Bench, strategy: StrategyInf
         or (bench.defaults.learning_rate or _LEARNING_RATE) * regime.learning_rate_scale,
         codec=codecs[0],
         codec_down=codecs[1],
+        fine=config.fine or fine_for(tensors),
         chunk_bytes=config.chunk_bytes,
         telemetry=config.telemetry,
         software=__version__,
@@ -79,8 +78,8 @@ def _codec(codec: Codec, option: str, *, displacement: bool) -> Codec:
     if CODINGS[codec].partial and not displacement:
         raise UsageError(
             f"{option} {codec} cannot be used with this strategy",
-            why="it sends whole models that way, and of a whole model no entry may be left out",
-            mend="Use fp16, int8 or int4",
+            why="it sends whole models that way, and that codec keeps too little of one",
+            mend="Use fp16, bf16, int8 or int4",
         )
     return codec
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -57,6 +57,7 @@ def test_a_body_is_as_long_as_int4s(size):
 
 
 @given(values=hnp.arrays(np.float32, st.integers(1, 3000), elements=st.floats(-1e6, 1e6, width=32)))
+@example(values=vector(6.8e-38))  # a seventh of it is no normal number: sent as 0
 def test_no_entry_moves_by_more_than_the_dead_zone_and_none_changes_its_sign(values):
     decoded = unpack(pack(values, "deadzone"), "deadzone", values.size)
     assert (np.sign(decoded) * np.sign(values) >= 0).all()
@@ -65,7 +66,7 @@ def test_no_entry_moves_by_more_than_the_dead_zone_and_none_changes_its_sign(val
         spread = np.sqrt(np.square(block).sum() / 1024)  # the padding of the last block counts
         step = max(np.abs(block).max() / 7, STEP * spread, np.finfo(np.float32).tiny)
         assert (
-            np.abs(decoded[start : start + 1024] - block) <= ZERO * step * (1 + 1e-5) + 2 * np.finfo(np.float32).tiny
+            np.abs(decoded[start : start + 1024] - block) <= ZERO * step * (1 + 1e-5) + 7 * np.finfo(np.float32).tiny
         ).all()
 
 

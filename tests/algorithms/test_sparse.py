@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hermes_iot.algorithms.compression import CODINGS, pack, unpack
+from hermes_iot.algorithms.sparse import _largest as largest
 from hermes_iot.algorithms.sparse import kept, longest_topk, shortest_topk
 from hermes_iot.errors import ProtocolError
 
 repeatable = settings(derandomize=True, deadline=None)
-PERCENT = {"topk5": 5, "topk10": 10}
+PERCENT = {"topk1": 1, "topk5": 5, "topk10": 10}
 both = pytest.mark.parametrize("codec", sorted(PERCENT))
 ONE = struct.pack("<f", 1.0)
 
@@ -63,12 +64,22 @@ def test_a_gap_goes_on_after_each_255(at, gaps):
 
 
 @pytest.mark.parametrize(
-    ("size", "five", "ten"),
-    [(0, 0, 0), (1, 1, 1), (10, 1, 1), (11, 1, 2), (20, 1, 2), (21, 2, 3), (109_386, 5470, 10_939)],
+    ("size", "one", "five", "ten"),
+    [
+        (0, 0, 0, 0),
+        (1, 1, 1, 1),
+        (10, 1, 1, 1),
+        (11, 1, 1, 2),
+        (20, 1, 1, 2),
+        (21, 1, 2, 3),
+        (101, 2, 6, 11),
+        (109_386, 1094, 5470, 10_939),
+    ],
 )
-def test_how_many_are_kept_is_rounded_up(size, five, ten):
-    assert (kept(size, 5), kept(size, 10)) == (five, ten)
+def test_how_many_are_kept_is_rounded_up(size, one, five, ten):
+    assert (kept(size, 1), kept(size, 5), kept(size, 10)) == (one, five, ten)
     sent = np.arange(1, size + 1, dtype=np.float32)
+    assert np.count_nonzero(there_and_back(sent, "topk1")) == one
     assert np.count_nonzero(there_and_back(sent, "topk5")) == five
     assert np.count_nonzero(there_and_back(sent, "topk10")) == ten
 
@@ -103,6 +114,47 @@ def test_the_selection_is_that_of_a_stable_sort(codec, sent):
     # scale 1 and distinct values in place of the entries, so that the decoded vector says where they were
     shown = unpack(ONE + bytes(range(1, count + 1)) + body[4 + count :], codec, sent.size)
     assert np.flatnonzero(shown).tolist() == chosen.tolist()
+
+
+def normal(size):
+    return np.random.default_rng(size).standard_normal(size).astype(np.float32)
+
+
+def few_levels(size):
+    return np.random.default_rng(size).integers(0, 4, size).astype(np.float32)
+
+
+def rising(size):
+    return np.arange(size, dtype=np.float32)
+
+
+def mostly_zero(size):
+    return normal(size) * (np.random.default_rng(1).random(size) < 0.02)
+
+
+def large_where_the_sample_looks(size):
+    # a guess from the sample alone is far too high: 1 entry in 61 is as large
+    sent = normal(size) / 1000
+    sent[::61] += 100
+    return sent
+
+
+def large_where_it_does_not(size):
+    sent = normal(size) + 100
+    sent[::61] = 0
+    return sent
+
+
+@both
+@pytest.mark.parametrize("size", [(1 << 14) - 1, 1 << 14, 40_001])
+@pytest.mark.parametrize(
+    "made",
+    [normal, few_levels, rising, mostly_zero, large_where_the_sample_looks, large_where_it_does_not, np.zeros, np.ones],
+)
+def test_a_threshold_guessed_from_a_sample_selects_what_a_stable_sort_does(codec, size, made):
+    sent = made(size).astype(np.float32)
+    chosen = np.sort(np.argsort(-np.abs(sent), kind="stable")[: kept(size, PERCENT[codec])])
+    assert largest(np.abs(sent), chosen.size).tolist() == chosen.tolist()
 
 
 @both

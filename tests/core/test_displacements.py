@@ -11,7 +11,8 @@ from hermes_iot.algorithms.trees import sha256
 from hermes_iot.core.global_model import GlobalModel
 from hermes_iot.core.learner import Learner
 from hermes_iot.domain import DeviceId, Score, Trained
-from tests.core.hand import ME, allocation, manifest, vector
+from hermes_iot.protocol.messages import ModelInfo
+from tests.core.hand import LAYOUT, ME, allocation, manifest, vector
 
 DISPLACING = Regime(displaces=True, delta_down=True, codec_up="int4", codec_down="int4")
 
@@ -107,6 +108,27 @@ def test_who_is_summoned_pushes_whatever_its_strategy_decides_and_once():
     assert iterate(one, 2, 0, 0, 0).why == "summoned"
     assert np.allclose(sent(one), [2, 0, 0, 0])
     assert not iterate(one, 3, 0, 0, 0).push
+
+
+FINE = {
+    "model": ModelInfo(sha256=LAYOUT, parameters=4, tensors=(("w", (1, 3)), ("running_var", (1,)))),
+    "fine": "vectors",
+}
+
+
+def test_a_tensor_that_is_spared_the_codec_travels_in_fp16_both_ways():
+    # in int4, with scale 1, both small entries would be 0
+    told = manifest(codec="int4", codec_down="int4", **FINE)
+    device, coordinator = Learner(told, Pushes(), ME), GlobalModel(told, vector(0.0), DISPLACING)
+    device.adopt(1, vector(0.0))
+    iterate(device, 7, 0.25, 0, 0.25)
+    pushed = unpack(device.outgoing.body, "int4", 4, coordinator.split)
+    assert pushed.tolist() == [7, 0, 0, 0.25]
+    held = unpack(coordinator.answer(ME, "").body, "fp16", 4, device.split)
+    coordinator.advance(pushed + np.float32([0, 0.25, 0, 0]), scored())
+    answer = coordinator.answer(ME, sha256(held))
+    assert unpack(answer.body, "int4", 4, device.split).tolist() == [7, 0, 0, 0.25]
+    assert len(answer.body) == 4 + 2 + 2
 
 
 def test_divergence_forgets_what_the_codec_cut_off_and_begins_at_the_model_received():

@@ -71,6 +71,7 @@ _ALL: tuple[Message, ...] = (
         reason="started by hand",
         software="hermes-iot 1.0.0",
         codec_down="int4",
+        fine="vectors",
     ),
     ModelHead(epoch=3, run=RUN, version=41, sha256="5d" * 32, bytes=444_000, parts=4),
     Allocation(
