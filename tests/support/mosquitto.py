@@ -1,7 +1,7 @@
 """A real broker for the tests that are marked `mosquitto`, and a loud word when there is none.
 
-A skipped fault test looks like a passed one, so the end of the run says how many were skipped; where CI is set it is
-no skip but a failure.
+A skipped fault test looks like a passed one, so the end of the run says how many were skipped. A run in which not one
+of those that were chosen could be run has shown nothing and fails; where CI is set each of them is a failure.
 """
 
 import os
@@ -12,6 +12,7 @@ from hermes_iot.errors import UsageError
 from hermes_iot.runtime import broker
 
 SKIPPED = "needs a broker"
+NONE_RUN = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session")
@@ -32,10 +33,25 @@ def pytest_runtest_setup(item):
         pytest.skip(f"{SKIPPED}: {error}")
 
 
+def pytest_sessionfinish(session, exitstatus):
+    chosen = {item.nodeid for item in session.items if item.get_closest_marker("mosquitto") is not None}
+    skipped = {report.nodeid for report in _skipped(session.config.pluginmanager.get_plugin("terminalreporter"))}
+    if exitstatus == pytest.ExitCode.OK and chosen and chosen <= skipped:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        session.config.stash[NONE_RUN] = True
+
+
 def pytest_terminal_summary(terminalreporter):
-    reports = terminalreporter.stats.get("skipped", [])
-    skipped = [report for report in reports if isinstance(report.longrepr, tuple) and SKIPPED in report.longrepr[2]]
-    if skipped:
-        reason = skipped[0].longrepr[2].removeprefix("Skipped: ")
-        terminalreporter.section("NOT TESTED", sep="!", red=True, bold=True)
-        terminalreporter.line(f"{len(skipped)} tests against a real broker were skipped: {reason}", red=True)
+    skipped = _skipped(terminalreporter)
+    if not skipped:
+        return
+    reason = skipped[0].longrepr[2].removeprefix("Skipped: ")
+    terminalreporter.section("NOT TESTED", sep="!", red=True, bold=True)
+    terminalreporter.line(f"{len(skipped)} tests against a real broker were skipped: {reason}", red=True)
+    if terminalreporter.config.stash.get(NONE_RUN, False):
+        terminalreporter.line("None was run, so this run fails. Without a broker: pytest -m 'not mosquitto'", red=True)
+
+
+def _skipped(terminalreporter):
+    reports = [] if terminalreporter is None else terminalreporter.stats.get("skipped", [])
+    return [report for report in reports if isinstance(report.longrepr, tuple) and SKIPPED in report.longrepr[2]]

@@ -191,7 +191,7 @@ class Proxy:
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pair = _Pair(writer)
-        tasks: list[asyncio.Future[Any]] = [asyncio.create_task(pair.over.wait())]
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(pair.over.wait())]
         try:
             if self._line.refuses:
                 pair.reset()
@@ -207,7 +207,7 @@ class Proxy:
                 end.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             up = asyncio.create_task(self._relay("up", reader, pair.broker, pair))
             down = asyncio.create_task(self._relay("down", theirs, writer, pair))
-            tasks += [up, down, asyncio.ensure_future(asyncio.gather(up, down))]
+            tasks += [up, down, asyncio.create_task(asyncio.wait((up, down)))]
             await asyncio.wait((tasks[0], tasks[-1]), return_when=asyncio.FIRST_COMPLETED)
         except OSError:
             pair.reset()

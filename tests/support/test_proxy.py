@@ -195,7 +195,8 @@ def test_a_cut_resets_both_ends_and_refuses_until_it_is_mended(echo, proxy, dial
     with pytest.raises(ConnectionResetError):
         line.recv(1)
     assert echo.ended.acquire(timeout=PATIENCE_S)
-    assert closed(dial())
+    with contextlib.suppress(ConnectionResetError):  # some kernels tell of the reset while they connect
+        assert closed(dial())
     proxy.mend()
     again = dial()
     again.sendall(b"b")

@@ -1,0 +1,41 @@
+"""F15: two devices under one id. A few take-overs, then the newcomer stops with code 7; the elder goes on."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hermes_iot.transport.address import BrokerAddress
+from tests.faults.fleet import board, check, led, more_merges
+from tests.support.fleet import over_mqtt, running
+from tests.support.proxy import Proxy
+
+pytestmark = pytest.mark.mosquitto
+
+TAKE_OVERS_MAX = 3
+
+
+def test_F15_the_newcomer_stops_with_code_7_after_a_few_take_overs(mosquitto, tmp_path):
+    ahead_s = [0.0]
+    coordinator, records = led(over_mqtt(mosquitto), tmp_path, fleet="one-id")
+    elder = board(over_mqtt(mosquitto), tmp_path, "pi-01", fleet="one-id", clock=lambda: time.monotonic() + ahead_s[0])
+    with Proxy(BrokerAddress.parse(mosquitto).port) as proxy, running(coordinator, elder) as (_, old):
+        more_merges(records, "pi-01")
+        ahead_s[0] = 60.0  # it has served for a minute
+        words = [proxy.url, str(tmp_path / "b"), "pi-01", "one-id", "8", "4"]
+        newcomer = subprocess.run(
+            [sys.executable, "-m", "tests.faults.board", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert newcomer.stderr.startswith("7 "), newcomer.stderr
+        assert "device id 'pi-01' is in use in fleet 'one-id'" in newcomer.stderr
+        assert "Give this device another --id, or stop the other one" in newcomer.stderr
+        # Each connection of the newcomer took the id from the elder once.
+        assert 1 <= proxy.connections <= TAKE_OVERS_MAX
+        more_merges(records, "pi-01")
+        assert old.error is None
+    check(coordinator, records)
