@@ -18,13 +18,13 @@ def test_F01_after_a_restart_everybody_is_back_within_two_back_off_caps(store, t
         connect = over_mqtt(broker.url, backoff=BACKOFF)
         coordinator, records = led(connect, tmp_path)
         devices = [board(connect, tmp_path, name) for name in NAMES]
-        gaps = []
+        gaps, seqs = [], {}
         with running(coordinator, *devices) as threads:
             for _ in range(3):
                 for name in NAMES:
                     more_merges(records, name)
                 broker.stop()
-                seqs = {one.config.device: one.machine.memory.seq for one in devices}
+                seqs.update({one.config.device: one.machine.memory.seq for one in devices})
                 broker.start()
                 back = time.monotonic()
                 for name in NAMES:

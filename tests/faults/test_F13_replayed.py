@@ -2,6 +2,7 @@
 
 import pytest
 
+from hermes_iot.errors import ProtocolError
 from hermes_iot.protocol.messages import Allocation, DeviceStatus
 from tests.faults.stranger import met
 
@@ -33,7 +34,7 @@ def test_F13_a_captured_update_is_counted_and_changes_nothing(mosquitto, tmp_pat
 def test_F13_an_allocation_for_another_device_is_refused_by_its_name(mosquitto, tmp_path):
     with met(mosquitto, tmp_path, fleet="names") as one:
         given = one.watcher.wait(one.topics.down(one.name, "alloc"), Allocation, lambda _: True)
-        with pytest.raises(Exception, match="allocation for pi-09 on the topic of pi-08") as caught:
-            [packet] = one.wire.outgoing(given, device="pi-08")
+        [packet] = one.wire.outgoing(given, device="pi-08")
+        with pytest.raises(ProtocolError, match="allocation for pi-09 on the topic of pi-08") as caught:
             one.wire.incoming(packet.topic, packet.payload, now=0.0)
         assert caught.value.reason == "identity"

@@ -3,6 +3,7 @@
 import json
 import random
 import struct
+from pathlib import Path
 
 import msgpack
 import pytest
@@ -21,8 +22,7 @@ GROWTH_BYTES_MAX = 64 * 1024 * 1024
 
 
 def resident_bytes():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def in_chunks(one, whole, chunk_bytes=100_000):
