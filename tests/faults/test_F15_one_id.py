@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from hermes_iot.transport.address import BrokerAddress
+from hermes_iot.protocol.messages import DeviceStatus
+from tests.faults.board import ROWS
 from tests.faults.fleet import board, check, led, more_merges
-from tests.support.fleet import over_mqtt, running
-from tests.support.proxy import Proxy
+from tests.support.fleet import Watcher, over_mqtt, running
 
 pytestmark = pytest.mark.mosquitto
 
@@ -19,12 +19,19 @@ TAKE_OVERS_MAX = 3
 
 def test_F15_the_newcomer_stops_with_code_7_after_a_few_take_overs(mosquitto, tmp_path):
     ahead_s = [0.0]
-    coordinator, records = led(over_mqtt(mosquitto), tmp_path, fleet="one-id")
-    elder = board(over_mqtt(mosquitto), tmp_path, "pi-01", fleet="one-id", clock=lambda: time.monotonic() + ahead_s[0])
-    with Proxy(BrokerAddress.parse(mosquitto).port) as proxy, running(coordinator, elder) as (_, old):
+    coordinator, records = led(over_mqtt(mosquitto), tmp_path, fleet="one-id", toy={"rows": ROWS})
+    elder = board(
+        over_mqtt(mosquitto),
+        tmp_path,
+        "pi-01",
+        fleet="one-id",
+        toy={"rows": ROWS},
+        clock=lambda: time.monotonic() + ahead_s[0],
+    )
+    with Watcher(over_mqtt(mosquitto), fleet="one-id") as watcher, running(coordinator, elder) as (_, old):
         more_merges(records, "pi-01")
         ahead_s[0] = 60.0  # it has served for a minute
-        words = [proxy.url, str(tmp_path / "b"), "pi-01", "one-id", "8", "4"]
+        words = [mosquitto, str(tmp_path / "b"), "pi-01", "one-id", "8", "4"]
         newcomer = subprocess.run(
             [sys.executable, "-m", "tests.faults.board", *words],
             capture_output=True,
@@ -38,8 +45,11 @@ def test_F15_the_newcomer_stops_with_code_7_after_a_few_take_overs(mosquitto, tm
             f"another process on host {host!r} connected under it; this one runs on host {host!r}. "
             "Give this device another --id, or stop the other one"
         )
-        # Each connection of the newcomer took the id from the elder once.
-        assert 1 <= proxy.connections <= TAKE_OVERS_MAX
         more_merges(records, "pi-01")
+        # Whenever the id was taken from it, the elder came back and said its birth again.
+        watcher.settled()
+        births = watcher.said(watcher.topics.up("pi-01", "status"), DeviceStatus)
+        elders = [one for one in births if one.state == "online" and one.instance == elder._instance]
+        assert 1 <= len(elders) - 1 <= TAKE_OVERS_MAX
         assert old.error is None
     check(coordinator, records)

@@ -1,7 +1,6 @@
 """F33: a run that goes on for long. Memory, descriptors, threads and the directory stay as they were."""
 
 import gc
-import os
 import threading
 import tracemalloc
 from pathlib import Path
@@ -25,7 +24,7 @@ def disk_bytes(directory):
 
 
 def descriptors():
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")

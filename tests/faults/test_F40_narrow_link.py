@@ -40,7 +40,7 @@ def test_F40_a_run_over_a_narrow_link_completes_and_keeps_its_connection(size, m
             watcher.settled()
         assert proxy.connections == 1
         births = watcher.said(watcher.topics.up("pi-01", "status"), DeviceStatus)
-        assert [birth.state for birth in births] == ["online", "offline"]
+        assert [birth.state for birth in births].count("online") == 1
         assert summary["updates_applied"] == 2
         assert summary["updates_received"] == 2, "an update was sent again while it was on its way"
     check(coordinator, records)
