@@ -1,12 +1,19 @@
-"""Fixtures for all tests; what concerns the broker is in support/mosquitto.py."""
+"""Fixtures for all tests; what concerns the broker is in support/mosquitto.py, what concerns faults in faults/covered.py."""
 
 import itertools
 
 import pytest
 
-from tests.support.mosquitto import mosquitto, pytest_runtest_setup, pytest_terminal_summary
+from tests.faults.covered import pytest_itemcollected
+from tests.support.mosquitto import mosquitto, pytest_runtest_setup, pytest_sessionfinish, pytest_terminal_summary
 
-__all__ = ["mosquitto", "pytest_runtest_setup", "pytest_terminal_summary"]
+__all__ = [
+    "mosquitto",
+    "pytest_itemcollected",
+    "pytest_runtest_setup",
+    "pytest_sessionfinish",
+    "pytest_terminal_summary",
+]
 
 _numbers = itertools.count(1)
 

@@ -32,8 +32,10 @@ class Claim:
         retake_at: when to take the id back; None when there is nothing to take back.
     """
 
-    def __init__(self, device: str, fleet: str, *, instance: str) -> None:
+    def __init__(self, device: str, fleet: str, *, instance: str, host: str = "") -> None:
         self.retake_at: float | None = None
+        self._host = host
+        self._other_host = ""  # of whoever was born under the id last and is not us
         self._device = device
         self._fleet = fleet
         self._instance = instance
@@ -55,7 +57,7 @@ class Claim:
         """
         self._pause(now)
         if taken_over:
-            self._defend(now, host="")
+            self._defend(now)
             self.retake_at = now + RETAKE_AFTER_S
 
     def reborn(self, *, now: float) -> None:
@@ -65,7 +67,7 @@ class Claim:
             IdConflict: it has changed before, so another process lives under the id, and it is not ours.
         """
         if self._reborn:
-            self._defend(now, host="")
+            self._defend(now)
         self._told, self._reborn = False, True
 
     def heard(self, status: DeviceStatus, *, session: int, now: float) -> None:
@@ -78,19 +80,24 @@ class Claim:
             return
         if (status.instance, status.session) == (self._instance, session):
             self._told = True
-        elif self._told:
-            self._defend(now, host=status.host)
+            return
+        if self._told or status.instance != self._instance:  # else it may be what we said ourselves, earlier
+            self._other_host = status.host[:_SHOWN_CHARACTERS_MAX]
+        if self._told:
+            self._defend(now)
 
-    def _defend(self, now: float, *, host: str) -> None:
+    def _defend(self, now: float) -> None:
         served_s = max(self._served_s, now - self._since if self._since is not None else 0.0)
         if served_s < INCUMBENT_AFTER_S:
-            where = f"on host {host[:_SHOWN_CHARACTERS_MAX]!r} " if host else ""
+            where = f"on host {self._other_host!r} " if self._other_host else ""
+            here = f"; this one runs on host {self._host!r}" if self._host else ""
             raise IdConflict(
                 f"device id {self._device!r} is in use in fleet {self._fleet!r}",
-                why=f"another process {where}connected under it",
+                why=f"another process {where}connected under it{here}",
                 mend="Give this device another --id, or stop the other one",
             )
-        log.warning("another process uses device id %s host=%s: it should give way", self._device, host or "unknown")
+        other = self._other_host or "unknown"
+        log.warning("another process uses device id %s host=%s: it should give way", self._device, other)
 
     def _pause(self, now: float) -> None:
         if self._since is not None:

@@ -126,7 +126,8 @@ class DeviceRunner:
             log.warning("state %s", opened.warning)
         memory = opened.memory
         self._instance = memory.instance
-        self._claim = Claim(config.device, config.fleet, instance=memory.instance)
+        host = platform.node()[:_HOST_CHARACTERS_MAX]
+        self._claim = Claim(config.device, config.fleet, instance=memory.instance, host=host)
         self.machine = Device(
             device=DeviceId(config.device),
             memory=StoreMemory(
@@ -136,7 +137,7 @@ class DeviceRunner:
                 state="online",
                 session=memory.session,
                 instance=memory.instance,
-                host=platform.node()[:_HOST_CHARACTERS_MAX],
+                host=host,
                 software=__version__,
                 slowdown=config.slowdown,
                 rows=config.own_rows,

@@ -39,6 +39,21 @@ def test_a_foreign_birth_after_ours_sends_the_younger_one_away(mine):
     assert caught.value.exit_code == 7
 
 
+def test_both_hosts_are_named_also_where_only_a_raised_session_proves_the_other():
+    one = Claim("pi-01", "lab", instance="mine", host="cellar")
+    one.connected(now=0.0)
+    one.heard(birth("theirs"), session=1, now=0.0)
+    one.reborn(now=1.0)
+    with pytest.raises(IdConflict, match="process on host 'attic' connected under it; this one runs on host 'cellar'"):
+        one.reborn(now=2.0)
+
+
+def test_ones_own_earlier_birth_is_not_taken_for_the_others_host(mine):
+    mine.heard(birth("mine", session=7), session=9, now=0.0)
+    with pytest.raises(IdConflict, match="another process connected under it"):
+        mine.disconnected(taken_over=True, now=1.0)
+
+
 def test_the_same_instance_with_another_session_is_a_copied_card(mine):
     told(mine)
     with pytest.raises(IdConflict):

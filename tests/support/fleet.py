@@ -95,9 +95,10 @@ def toy_device(
     once: bool = True,
     toy: dict[str, object] | None = None,
     strategy: str | None = None,
+    settings: DeviceSettings | None = None,
     **options: object,
 ) -> DeviceRunner:
-    settings = DeviceSettings(once=once, state_interval_s=0.05)
+    settings = settings or DeviceSettings(once=once, state_interval_s=0.05)
     options.setdefault(
         "trainer_of", lambda manifest, shards: ToyTrainer(seed=manifest.seed, shards=shards, **(toy or {}))
     )

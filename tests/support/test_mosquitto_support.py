@@ -1,4 +1,4 @@
-"""Missing Mosquitto is told loudly, and is a failure in CI."""
+"""Missing Mosquitto is told loudly; a run that shows nothing fails, and in CI so does each test."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ def missing():
 
 broker.find_mosquitto = missing
 
-from tests.support.mosquitto import mosquitto, pytest_runtest_setup, pytest_terminal_summary
+from tests.support.mosquitto import mosquitto, pytest_runtest_setup, pytest_sessionfinish, pytest_terminal_summary
 """
 
 TESTS = """
@@ -43,24 +43,32 @@ def run(tmp_path):
     (tmp_path / "test_some.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    mosquitto: needs the binary\n")
 
-    def run(ci):
+    def run(ci, *words):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "CI": ci}
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", tmp_path]
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", tmp_path, *words]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
     return run
 
 
-def test_a_missing_binary_skips_and_the_end_of_the_run_says_how_many_and_why(run):
-    result = run(ci="")
-    assert result.returncode == 0, result.stdout
+def test_where_every_test_that_needs_the_binary_is_skipped_the_run_fails_and_says_how_many_and_why(run):
+    result = run("")
+    assert result.returncode == 1, result.stdout
     assert "1 passed, 2 skipped" in result.stdout
     assert "NOT TESTED" in result.stdout
     assert "2 tests against a real broker were skipped: needs a broker: mosquitto is not installed" in result.stdout
+    assert "None was run, so this run fails. Without a broker: pytest -m 'not mosquitto'" in result.stdout
+
+
+def test_who_says_that_there_is_no_broker_gets_a_run_that_passes(run):
+    result = run("", "-m", "not mosquitto")
+    assert result.returncode == 0, result.stdout
+    assert "1 passed, 2 deselected" in result.stdout
+    assert "NOT TESTED" not in result.stdout
 
 
 def test_a_missing_binary_is_a_failure_in_ci(run):
-    result = run(ci="true")
+    result = run("true")
     assert result.returncode == 1
     assert "1 passed, 2 errors" in result.stdout
     assert "CI needs a broker: mosquitto is not installed" in result.stdout

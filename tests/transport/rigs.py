@@ -8,8 +8,8 @@ from hermes_iot.transport.address import BrokerAddress
 from hermes_iot.transport.backoff import Backoff
 from hermes_iot.transport.memory import MemoryBroker, MemoryTransport
 from hermes_iot.transport.mqtt import MqttTransport
+from tests.support.proxy import Proxy
 from tests.transport.inbox import PATIENCE_S, Inbox
-from tests.transport.wire import Wire
 
 QUICK = Backoff(base_s=0.02, cap_s=0.1)
 
@@ -91,7 +91,7 @@ class MosquittoRig(Rig):
     def _make(self, client_id, options):
         wire = self._wires.get(client_id)
         if wire is None:
-            wire = self._wires[client_id] = Wire(self.broker.address.port)
+            wire = self._wires[client_id] = Proxy(self.broker.address.port)
         address = BrokerAddress(host="127.0.0.1", port=wire.port)
         return MqttTransport(address, client_id=client_id, backoff=QUICK, **options)
 

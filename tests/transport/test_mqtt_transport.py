@@ -17,6 +17,7 @@ from hermes_iot.transport.address import BrokerAddress, TlsOptions
 from hermes_iot.transport.backoff import Backoff
 from hermes_iot.transport.base import Connected, Delivery, Disconnected, Refused, Will
 from hermes_iot.transport.mqtt import MqttTransport
+from tests.support.proxy import Proxy
 from tests.transport.inbox import PATIENCE_S, Inbox
 from tests.transport.peer import (
     CONNECT,
@@ -30,7 +31,6 @@ from tests.transport.peer import (
     packet,
 )
 from tests.transport.rigs import QUICK
-from tests.transport.wire import Wire
 
 
 def local(port, **options):
@@ -649,7 +649,7 @@ def test_close_is_clean_when_the_broker_is_gone():
 @pytest.mark.mosquitto
 def test_two_thousand_messages_cross_a_line_that_breaks_and_every_acknowledged_one_arrives(mosquitto, topic):
     port = BrokerAddress.parse(mosquitto).port
-    wire = Wire(port)
+    wire = Proxy(port)
     try:
         with (
             started(port, topic, client_id="reader", max_queued_messages=64) as (_, reader),

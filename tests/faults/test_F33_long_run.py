@@ -1,0 +1,68 @@
+"""F33: a run that goes on for long. Memory, descriptors, threads and the directory stay as they were."""
+
+import gc
+import threading
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from hermes_iot.core.coordinator import CoordinatorSettings
+from tests.faults.fleet import led
+from tests.support.fleet import over_mqtt, running, toy_device
+
+pytestmark = pytest.mark.mosquitto
+
+#: After so many merges everything that is filled once is full: held models, timings, the journal's segments.
+WARM = 200
+GROWTH_BYTES_MAX = 256 * 1024
+NAMES = ("pi-01", "pi-02")
+
+
+def disk_bytes(directory):
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+@pytest.mark.parametrize("merges_in_all", [600, pytest.param(4000, marks=pytest.mark.slow)])
+def test_F33_nothing_grows_with_the_length_of_a_run(merges_in_all, mosquitto, tmp_path):
+    connect = over_mqtt(mosquitto)
+    settings = CoordinatorSettings(linger_s=1.0, checkpoint_interval_s=0.2)
+    coordinator, records = led(connect, tmp_path, fleet=f"long-{merges_in_all}", settings=settings)
+    seen = threading.Condition()
+    merges = [0]
+
+    def counted(event, _fields):
+        if event == "merge":
+            with seen:
+                merges[0] += 1
+                seen.notify_all()
+
+    coordinator._on_record = counted  # the records themselves would be what grows
+
+    def reached(count):
+        with seen:
+            assert seen.wait_for(lambda: merges[0] >= count, 110), merges
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0], descriptors(), threading.active_count(), disk_bytes(tmp_path / "run")
+
+    boards = [toy_device(connect, tmp_path, name, fleet=f"long-{merges_in_all}") for name in NAMES]
+    tracemalloc.start()
+    try:
+        with running(coordinator, *boards) as threads:
+            memory, files, alive, disk = reached(WARM)
+            later_memory, later_files, later_alive, later_disk = reached(merges_in_all)
+            assert [thread.error for thread in threads] == [None] * 3
+    finally:
+        tracemalloc.stop()
+    assert later_memory - memory < GROWTH_BYTES_MAX
+    assert (later_files, later_alive) == (files, alive)
+    # Two checkpoints and the journal since the older one; all that was ever journalled would be several times as much.
+    journalled = coordinator.run_dir.journal.next_index
+    assert journalled >= merges_in_all
+    assert later_disk < 3 * disk + 200_000
+    assert records.all == []
