@@ -6,7 +6,7 @@ in `domain.Codec`. A codec says how long its body is for P parameters, so a body
 anything is allocated.
 
 Both sides must decode to the same bits (the coordinator remembers what each device holds), so the byte order is
-written down and no scale is left to chance. numpy casts to fp16 at 190-300 MB/s: no reason for anything cleverer.
+written down and no scale is left to chance.
 """
 
 from __future__ import annotations
@@ -19,14 +19,12 @@ from typing import Final
 import numpy as np
 
 from hermes_iot.algorithms.deadzone import to_deadzone
+from hermes_iot.algorithms.halves import from_halves, to_halves
 from hermes_iot.algorithms.quantize import from_int4, from_int8, int4_bytes, int8_bytes, to_int4, to_int8
 from hermes_iot.algorithms.sparse import from_topk, longest_topk, shortest_topk, to_topk
 from hermes_iot.algorithms.trees import is_finite
 from hermes_iot.domain import Codec, Params
 from hermes_iot.errors import ProtocolError
-
-#: The largest finite fp16. Clamping comes before the cast, which would give infinity from 65520 on.
-FP16_MAX: Final = np.float32(65504.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +55,11 @@ def _from_fp32(body: bytes | bytearray | memoryview, size: int) -> Params:
 
 
 def _to_fp16(vector: Params) -> bytes:
-    # The cast rounds to nearest, ties to even.
-    return np.clip(vector, -FP16_MAX, FP16_MAX).astype("<f2").tobytes()
+    return to_halves(vector).astype("<u2", copy=False).tobytes()
 
 
 def _from_fp16(body: bytes | bytearray | memoryview, size: int) -> Params:
-    return np.frombuffer(body, dtype="<f2", count=size).astype(np.float32)
+    return from_halves(np.frombuffer(body, dtype="<u2", count=size).astype(np.uint16, copy=False))
 
 
 def _topk(percent: int) -> Coding:
