@@ -27,7 +27,12 @@ HOMES = {
     "sklearn": {"training/builtin/digits.py"},
 }
 #: torch belongs to training alone; tasks are torch code by nature.
-TORCH = {"training/torch_trainer.py", "training/flat_model.py", "training/halves.py", "training/losses.py"}
+TORCH = {
+    "training/torch_trainer.py",
+    "training/flat_model.py",
+    "training/half_casts.py",
+    "training/losses.py",
+}
 
 
 def imported(path: Path) -> set[str]:

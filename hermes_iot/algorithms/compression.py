@@ -18,8 +18,9 @@ from typing import Final
 
 import numpy as np
 
+from hermes_iot.algorithms.bfloat import from_bf16, to_bf16
 from hermes_iot.algorithms.deadzone import to_deadzone
-from hermes_iot.algorithms.halves import from_bf16, from_fp16, to_bf16, to_fp16
+from hermes_iot.algorithms.halves import from_halves, to_halves
 from hermes_iot.algorithms.quantize import from_int4, from_int8, int4_bytes, int8_bytes, to_int4, to_int8
 from hermes_iot.algorithms.signs import from_sign, sign_bytes, to_sign
 from hermes_iot.algorithms.sparse import from_topk, longest_topk, shortest_topk, to_topk
@@ -63,6 +64,14 @@ def _from_fp32(body: bytes | bytearray | memoryview, size: int) -> Params:
     return np.frombuffer(body, dtype="<f4", count=size).astype(np.float32)
 
 
+def _to_fp16(vector: Params) -> bytes:
+    return to_halves(vector).astype("<u2", copy=False).tobytes()
+
+
+def _from_fp16(body: bytes | bytearray | memoryview, size: int) -> Params:
+    return from_halves(np.frombuffer(body, dtype="<u2", count=size).astype(np.uint16, copy=False))
+
+
 def _topk(percent: int) -> Coding:
     return Coding(
         encode=partial(to_topk, percent=percent),
@@ -75,7 +84,7 @@ def _topk(percent: int) -> Coding:
 
 CODINGS: Final[Mapping[str, Coding]] = {
     "fp32": Coding(encode=_to_fp32, decode=_from_fp32, body_bytes=lambda size: 4 * size, exact=True),
-    "fp16": Coding(encode=to_fp16, decode=from_fp16, body_bytes=lambda size: 2 * size, exact=True),
+    "fp16": Coding(encode=_to_fp16, decode=_from_fp16, body_bytes=lambda size: 2 * size, exact=True),
     "bf16": Coding(encode=to_bf16, decode=from_bf16, body_bytes=lambda size: 2 * size, exact=True),
     "int8": Coding(encode=to_int8, decode=from_int8, body_bytes=int8_bytes),
     "int4": Coding(encode=to_int4, decode=from_int4, body_bytes=int4_bytes),
@@ -177,11 +186,11 @@ def _encoded(vector: Params, coding: Coding, split: Split | None) -> bytes:
     if split is None or coding.exact:
         return coding.encode(vector)
     coarse, fine = split.apart(vector)
-    return coding.encode(coarse) + to_fp16(fine)
+    return coding.encode(coarse) + _to_fp16(fine)
 
 
 def _decoded(body: bytes | bytearray | memoryview, coding: Coding, size: int, split: Split | None) -> Params:
     if split is None or coding.exact:
         return coding.decode(body, size)
     coarse, fine = memoryview(body)[: -2 * split.fine_size], memoryview(body)[-2 * split.fine_size :]
-    return split.together(coding.decode(coarse, split.coarse_size), from_fp16(fine, split.fine_size))
+    return split.together(coding.decode(coarse, split.coarse_size), _from_fp16(fine, split.fine_size))

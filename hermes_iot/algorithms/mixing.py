@@ -27,6 +27,7 @@ from typing import Final
 
 import numpy as np
 
+from hermes_iot.algorithms.trees import is_finite
 from hermes_iot.domain import Params
 
 #: A device that was away for long has not done more than so many iterations' worth of good.
@@ -117,3 +118,13 @@ def mix(
         rounds=rounds,
     )
     return mixing, merged
+
+
+def is_sound(before: Mixing, after: Mixing) -> bool:
+    """Whether the state and the model that `mix` made of a contribution are finite, seen from as little as tells it.
+
+    The average takes in the new model, so it is not finite where the model is not. At the end of a round what was
+    gathered is in the velocity, and in between the velocity is the one from before.
+    """
+    newest = after.gathered if after.velocity is before.velocity else after.velocity
+    return is_finite(after.average) and is_finite(newest)

@@ -28,7 +28,7 @@ from hermes_iot.errors import HermesError, IdConflict, Incompatible, ProtocolErr
 from hermes_iot.protocol import codec
 from hermes_iot.protocol.messages import Allocation, CoordinatorStatus
 from hermes_iot.protocol.topics import Topics
-from hermes_iot.runtime import strategies
+from hermes_iot.runtime import malloc, strategies
 from hermes_iot.runtime.coordinator_link import CoordinatorLink
 from hermes_iot.runtime.leadership import CONNECT_TIMEOUT_S, Leadership, look_for_leader, taken_over
 from hermes_iot.runtime.link import check_refusal
@@ -156,6 +156,7 @@ class CoordinatorRunner:
             BrokerError: the broker cannot be reached.
             IdConflict: another coordinator is online.
         """
+        malloc.keep_freed_memory()
         left = look_for_leader(self.topics, self._connect, takeover=self._takeover)
         self._leadership.epoch = epoch = left.epoch + 1
         death = CoordinatorStatus(state="offline", session=self._session, run=self.run_id, epoch=epoch)

@@ -122,10 +122,8 @@ def _check_data(manifest: RunManifest, mode: DataMode, data: TaskData, trainer: 
 
 
 def _torch_trainer(task: Task, data: TaskData | None, **options: Any) -> Trainer:
-    from hermes_iot.training import halves  # noqa: PLC0415 - torch: a second or two of import
-    from hermes_iot.training.torch_trainer import TorchTrainer  # noqa: PLC0415 - the same
+    from hermes_iot.training.torch_trainer import TorchTrainer  # noqa: PLC0415 - torch: a second or two of import
 
-    halves.lend()
     return TorchTrainer(task, data, **options)
 
 

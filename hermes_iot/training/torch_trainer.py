@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from hermes_iot.domain import Gain, ModelSignature, Params, Probe, Score, Split, Trained, TrainJob
 from hermes_iot.errors import HermesError, UsageError
-from hermes_iot.training import paired
+from hermes_iot.training import half_casts, paired
 from hermes_iot.training.data import Array, Dataset, Layout, Rows, TaskData, lay_out, seed63
 from hermes_iot.training.flat_model import FlatModel
 from hermes_iot.training.losses import check_labels, default_accuracy, default_loss, default_row_losses
@@ -75,6 +75,7 @@ class TorchTrainer:
         torch.set_num_threads(1)
         with contextlib.suppress(RuntimeError):  # torch takes it once per process only, and before any parallel work
             torch.set_num_interop_threads(1)
+        half_casts.use_torch()
         self._task = task
         self._model = FlatModel(_built(task, seed), task.name)
         self._loss: Callable[[Any, Any], Any] = task.loss or default_loss

@@ -1,11 +1,13 @@
 """Displacements into a model: arithmetic a reader can do by hand."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hermes_iot.algorithms.mixing import ELAPSED_MAX, elapsed, mix, start
+from hermes_iot.algorithms.mixing import ELAPSED_MAX, elapsed, is_sound, mix, start
 
 PLAIN = {"momentum": 0.0, "rate": 1.0, "ema_rate": 1.0}
 
@@ -106,3 +108,30 @@ def test_a_round_of_shares_by_speed_is_over_with_its_last_device_in_whatever_ord
         assert state.rounds == 0
         state, model = mix(state, model, vector(1), share=rate / sum(order), elapsed=1.0, **PLAIN)
     assert state.rounds == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "moved", "options"),
+    [
+        (3e38, 3e38, {"share": 0.5}),  # the model overflows, and what is gathered does not
+        (-3e38, 3e38, {"share": 1e-3}),  # neither does: the average's way to the model is too long
+        (0.0, math.inf, {"share": 1e-38, "ema_rate": 1e-7}),  # next to nothing of it is in the average
+    ],
+)
+def test_a_state_that_left_float32_is_noticed(model, moved, options):
+    before = start(vector(3e38, 1))
+    after, _ = mix(before, vector(model, 1), vector(moved, 1), **{**PLAIN, "elapsed": 1.0, "ema_rate": 1.0, **options})
+    assert not is_sound(before, after)
+
+
+def test_a_velocity_that_left_float32_is_noticed_at_the_end_of_its_round():
+    state, model = start(vector(0)), vector(0)
+    options = {**PLAIN, "rate": 1e-3, "ema_rate": 0.2}
+    for _ in range(2):
+        after, model = mix(state, model, vector(2e38), share=0.5, elapsed=1.0, **options)
+        assert is_sound(state, after)
+        state = after
+    after, _ = mix(state, model, vector(3e38), share=1.0, elapsed=1.0, **{**options, "momentum": 0.9})
+    assert np.isinf(after.velocity[0])
+    assert np.isfinite(after.average[0])
+    assert not is_sound(state, after)

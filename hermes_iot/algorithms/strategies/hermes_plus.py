@@ -281,7 +281,7 @@ class HermesPlus(BaseStrategy[PairedGateState, CoordinatorHalf]):
             rate=self.config.rate,
             ema_rate=self.config.ema_rate,
         )
-        if not all(map(is_finite, (model, one.velocity, one.gathered, one.average))):
+        if not mixing.is_sound(state.mixing, one):
             raise ProtocolError("finite", f"the update of {contribution.device} leads out of float32")
         return replace(state, mixing=one), model, share
 
