@@ -132,6 +132,8 @@ class Coordinator:
     def connected(self, *, now: float) -> list[Effect]:
         """A (re)connection is up. The coordinator owns all retained state: publish every bit of it again."""
         self._connected = True
+        if self._status.reason:
+            return [self._repeat(now)]
         self._tick(now)
         for member in self._roster:  # while nobody could be heard, nobody was silent
             member.worked_at = now
@@ -147,6 +149,20 @@ class Coordinator:
         """The connection is gone; what is retained is said again when it is back."""
         self._connected = False
 
+    def suspend(self, reason: str, *, now: float) -> list[Effect]:
+        """Nothing can be written down, so nothing is decided until `resume`; devices are told to keep what they have.
+
+        What they say meanwhile is not for this machine: it would be neither counted nor answered.
+        """
+        self._status = replace(self._status, reason=reason)
+        return [self._repeat(now), Record(event="suspended", fields={"reason": reason})]
+
+    def resume(self, *, now: float) -> list[Effect]:
+        """Go on. Everything retained is said again, as after a lost connection: nobody was heard meanwhile."""
+        self._status = replace(self._status, reason="")
+        said = self.connected(now=now) if self._connected and not self._gone else []
+        return [*said, Record(event="resumed", fields={})]
+
     def carried(self, channel: str, *, up: int = 0, down: int = 0, tensor: bool = True) -> None:
         """The shell moved so many payload bytes."""
         self.tally.carried(channel, up=up, down=down, tensor=tensor)
@@ -160,7 +176,7 @@ class Coordinator:
     def received(self, received: Received, *, now: float) -> list[Effect]:
         """One message from a device."""
         device, message = received.device, received.message
-        if self._gone:
+        if self._gone or self._status.reason:
             return []
         if device not in self.members:
             if not self._roster.admits(message):
@@ -181,6 +197,8 @@ class Coordinator:
         """When `expire` next has something to do; None when only an event can change anything."""
         if self._gone:
             return None
+        if self._status.reason:
+            return self._status_pace.deadline if self._connected else None
         if self.finished:
             return self._linger_until if self._connected else self._farewell_until
         over_at = self._watch.deadline
@@ -197,6 +215,8 @@ class Coordinator:
 
     def expire(self, *, now: float) -> list[Effect]:
         """Do what has become due."""
+        if self._status.reason:
+            return [self._repeat(now)] if self._connected and self._status_pace.due(now=now) else []
         return self._journalled(self._expire(now))
 
     def finish(self, reason: str, *, now: float, state: RunState = "finished") -> list[Effect]:
@@ -379,7 +399,7 @@ class Coordinator:
     def _leave(self, reason: str, now: float) -> list[Effect]:
         """A clean end publishes no last will: without this word the next coordinator would find the fleet led."""
         self._gone = True
-        self._status = replace(self._status, state="offline")
+        self._status = replace(self._status, state="offline", reason="")
         return [self._announce(now), Quit(reason=reason)]
 
     def _tick(self, now: float) -> None:
@@ -427,6 +447,11 @@ class Coordinator:
             accuracy=score.accuracy if score is not None else None,
             elapsed_s=self.progress.elapsed_s,
         )
+        return Send(message=self._status)
+
+    def _repeat(self, now: float) -> Effect:
+        """The same numbers again: newer ones may not be on disk."""
+        self._slow_down(self._status_pace, self.settings.status_interval_s, now)
         return Send(message=self._status)
 
     def _snapshot(self) -> snapshot.Snapshot:

@@ -2,6 +2,9 @@
 
 `all/coordinator` is retained and its last will may be published long after the next coordinator has come, so a death
 counts only when it is the death of the session last seen alive.
+
+One that leads and says that it takes nothing in is, for a device, not there: what is sent to it would be thrown away.
+The word that it does again is as good as its coming.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ class Leader:
     """Mutable, owned by one `Device`.
 
     Attributes:
-        online: somebody leads.
+        online: somebody leads, and takes in what is sent.
         session: of the coordinator last seen online; empty before the first.
         devices: how many it leads, as it said last.
     """
@@ -31,6 +34,6 @@ class Leader:
             if status.session == self.session:
                 self.online = False
             return False
-        came = not self.online or status.session != self.session
-        self.online, self.session, self.devices = True, status.session, status.devices_online
-        return came
+        there, came = not status.reason, not self.online or status.session != self.session
+        self.online, self.session, self.devices = there, status.session, status.devices_online
+        return there and came

@@ -40,7 +40,11 @@ CommandName = Literal["ping", "pause", "resume", "resend", "drain", "push"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorStatus:
-    """``all/coordinator``, retained: who leads. The last will is the same with state offline."""
+    """``all/coordinator``, retained: who leads. The last will is the same with state offline.
+
+    Attributes:
+        reason: why it takes nothing in for now although it leads, a full disk for one; empty where all is well.
+    """
 
     state: Literal["online", "offline"]
     session: Name
@@ -53,6 +57,7 @@ class CoordinatorStatus:
     elapsed_s: Seconds = 0.0
     host: Text = ""
     software: Text = ""
+    reason: Text = ""
     v: Literal[1] = 1
 
 

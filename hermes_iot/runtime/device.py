@@ -1,6 +1,8 @@
 """Runs one device: a machine, a connection, a worker that trains, and a directory that remembers.
 
-All of it is performed here and nothing is decided here.
+All of it is performed here and nothing is decided here. A full disk stops no training: what would be written down is
+kept in memory, the newest only, and written when there is room. Ids stay unique all the same: a session is on disk
+before the first of it is used, so whatever is forgotten with the process is never numbered again.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from hermes_iot.core.effects import (
     Train,
 )
 from hermes_iot.domain import DeviceId
-from hermes_iot.errors import HermesError, IdConflict, ProtocolError, UsageError
+from hermes_iot.errors import HermesError, IdConflict, ProtocolError, StorageError, UsageError
 from hermes_iot.protocol import codec
 from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT
 from hermes_iot.protocol.messages import DeviceStatus, StrategyInfo
@@ -39,9 +41,11 @@ from hermes_iot.protocol.topics import Topics
 from hermes_iot.runtime.claim import Claim
 from hermes_iot.runtime.link import Link, check_refusal
 from hermes_iot.runtime.loop import Inbox, pump
+from hermes_iot.runtime.space import Space
 from hermes_iot.runtime.strategies import from_manifest
 from hermes_iot.runtime.worker import Failed, ThreadWorker, Worker
 from hermes_iot.runtime.workshop import Prepared, Result, TrainerOf, Workshop
+from hermes_iot.storage.atomic import DiskFull
 from hermes_iot.storage.device_state import DeviceMemory, DeviceStateStore
 from hermes_iot.transport.base import Connected, Delivery, Disconnected, Refused, Transport, Will
 
@@ -107,6 +111,8 @@ class DeviceRunner:
         self._link: Link | None = None
         self._chunk_bytes = CHUNK_BYTES_DEFAULT
         self._keyframe_topics: tuple[str, ...] = ()
+        self._space = Space("training goes on, what a restart would need is kept in memory")
+        self._unsaved: StoreMemory | None = None
         self._store = DeviceStateStore(config.state_dir)
         opened = self._store.open()
         worker = worker_of(self.inbox)
@@ -206,6 +212,9 @@ class DeviceRunner:
         self._workshop.close()
         if self._link is not None:
             self._link.transport.close()
+        if self._unsaved is not None:
+            with contextlib.suppress(StorageError):
+                self._store.save(self._memory_of(self._unsaved))
         self._store.close()
 
     # --- events ---------------------------------------------------------------------------------------------------
@@ -216,8 +225,13 @@ class DeviceRunner:
         return self._running
 
     def next_deadline(self) -> float | None:
-        """The earliest of the machine's, the wire's and the claim's deadlines."""
-        deadlines = (self.machine.next_deadline(), self.link.wire.next_deadline(), self._claim.retake_at)
+        """The earliest of the machine's, the wire's, the claim's and the disk's deadlines."""
+        deadlines = (
+            self.machine.next_deadline(),
+            self.link.wire.next_deadline(),
+            self._claim.retake_at,
+            self._space.deadline,
+        )
         return min((one for one in deadlines if one is not None), default=None)
 
     def expire(self) -> None:
@@ -226,6 +240,8 @@ class DeviceRunner:
         if self._claim.retake_at is not None and now >= self._claim.retake_at:
             self._claim.retake_at = None
             self.link.transport.reconnect()
+        if self._space.due(now=now):
+            self._save(now)
         self.link.wire.expire(now=now)
         self._perform(self.machine.expire(now=now))
 
@@ -348,6 +364,9 @@ class DeviceRunner:
         except ProtocolError as error:
             self._dropped(self.topics.down(self.config.device, "data"), error)
             return
+        except DiskFull as error:  # it is asked for again, ever more rarely
+            log.warning("shard not kept: %s", error)
+            return
         self._perform(self.machine.shard_found(effect.sha256, found=True, now=self._clock()))
 
     def _be_reborn(self) -> None:
@@ -370,14 +389,29 @@ class DeviceRunner:
             self._link.transport.flush(timeout_s=_GOODBYE_S)
 
     def _remember(self, memory: StoreMemory) -> None:
-        self._store.save(
-            DeviceMemory(
-                session=memory.session,
-                run=memory.run,
-                seq=memory.seq,
-                allocation_version=memory.allocation_version,
-                instance=self._instance,
-            )
+        self._unsaved = memory
+        now = self._clock()
+        if not self._space.wanted or self._space.due(now=now):
+            self._save(now)
+
+    def _save(self, now: float) -> None:
+        if self._unsaved is None:
+            return
+        try:
+            self._store.save(self._memory_of(self._unsaved))
+        except DiskFull as error:
+            self._space.missing(error, now=now)
+        else:
+            self._unsaved = None
+            self._space.back(now=now)
+
+    def _memory_of(self, memory: StoreMemory) -> DeviceMemory:
+        return DeviceMemory(
+            session=memory.session,
+            run=memory.run,
+            seq=memory.seq,
+            allocation_version=memory.allocation_version,
+            instance=self._instance,
         )
 
     def _strategy_of(self, info: StrategyInfo) -> Any:

@@ -55,16 +55,22 @@ _REASONS = {
     errno.ENOENT: ("the directory does not exist", "Create {directory}"),
     errno.EIO: ("the disk reports an input/output error", "Check the disk or card and replace it"),
 }
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Damaged(StorageError):
     """A file is not what was written: truncated, changed, or not ours. Caught where a second copy can stand in."""
 
 
+class DiskFull(StorageError):
+    """There was no space. What could not be written is as it was, and the same may work later: see who catches it."""
+
+
 def storage_error(error: OSError, what: str, directory: Path) -> StorageError:
     """An operating system error as one line: what could not be done, why, and what mends it in `directory`."""
     why, mend = _REASONS.get(error.errno or 0, (error.strerror or str(error), "Check {directory}"))
-    return StorageError(what, why=why, mend=mend.format(directory=directory))
+    kind = DiskFull if error.errno in _NO_SPACE else StorageError
+    return kind(what, why=why, mend=mend.format(directory=directory))
 
 
 def make_directory(directory: Path) -> None:

@@ -20,6 +20,7 @@ Nothing here knows what a record means. One writer at a time, see locks.py.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -73,6 +74,7 @@ class Journal:
         self._pending_bytes = 0
         self._descriptor: int | None = None
         self._length = 0
+        self._torn = False  # what of a group reached the file is still in it
         self.torn_bytes = 0
         starts = segments(directory)
         self._next = self._recover(starts) if starts else first
@@ -116,13 +118,17 @@ class Journal:
         if self._descriptor is not None and self._length >= self._segment_bytes:
             self._shut()
         try:
+            if self._torn:
+                self._take_back()
             if self._descriptor is None:
                 self._begin(self._synced)
             assert self._descriptor is not None  # noqa: S101 - `_begin` opened it
             _write(self._descriptor, self._pending)
             os.fdatasync(self._descriptor)
         except OSError as error:
-            self._take_back()
+            self._torn = True
+            with contextlib.suppress(OSError):  # else before the next try
+                self._take_back()
             raise atomic.storage_error(
                 error, f"cannot write the journal in {self._directory}", self._directory
             ) from error
@@ -219,18 +225,18 @@ class Journal:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o666)
         self._length = 0
         _write(self._descriptor, [_START.pack(_MAGIC, FORMAT, first)])
-        self._length = _START.size
         atomic.sync_directory(self._directory)
+        self._length = _START.size
 
     def _take_back(self) -> None:
         """What of a group reached the file must not stay: the next try writes the whole group."""
-        if self._descriptor is None:
-            return
-        if self._length < _START.size:  # not even the segment's beginning
+        if self._descriptor is not None and self._length < _START.size:  # not even the segment's beginning
             self._shut()
+        if self._descriptor is not None:
+            os.ftruncate(self._descriptor, self._length)
+        else:
             _path(self._directory, self._synced).unlink(missing_ok=True)
-            return
-        os.ftruncate(self._descriptor, self._length)
+        self._torn = False
 
     def _shut(self) -> None:
         if self._descriptor is not None:

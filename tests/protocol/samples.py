@@ -45,6 +45,7 @@ _ALL: tuple[Message, ...] = (
         elapsed_s=61.5,
         host="lab-server",
         software="hermes-iot 1.0.0",
+        reason="the disk is full",
     ),
     RunManifest(
         run=RUN,

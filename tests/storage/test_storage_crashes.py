@@ -19,6 +19,7 @@ from hermes_iot.storage.atomic import backup_of, read_checked, read_newest, writ
 from hermes_iot.storage.checkpoints import CheckpointStore
 from hermes_iot.storage.device_state import DeviceStateStore
 from hermes_iot.storage.registry import Registry
+from tests.support.disk import small_disk
 
 CALLS = ("open", "write", "fsync", "close", "link", "replace", "unlink")
 OLDER, OLD, NEW = (word * 100 for word in (b"older", b"old", b"new"))
@@ -213,17 +214,10 @@ def test_an_interrupt_leaves_old_and_no_temporary_file(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def disk(tmp_path):
     """A real file system of 512 KiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(place)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"THE REAL FULL DISK WAS NOT TESTED: mounting a tmpfs needs root ({error})")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with small_disk(tmp_path / "disk", kib=512) as place:
+        yield place
 
 
 def remember_many(registry, devices):
@@ -232,33 +226,33 @@ def remember_many(registry, devices):
             registry.remember_device("r1", f"pi-{number}", session=1, seq=2, status="online")
 
 
-def test_a_really_full_disk_corrupts_nothing_and_all_goes_on_when_there_is_space(small_disk):
-    path = small_disk / "registry.json"
-    store = CheckpointStore(small_disk / "checkpoints")
+def test_a_really_full_disk_corrupts_nothing_and_all_goes_on_when_there_is_space(disk):
+    path = disk / "registry.json"
+    store = CheckpointStore(disk / "checkpoints")
     model = {"model": np.zeros(15_000, np.float32)}
-    with Registry(path) as registry, DeviceStateStore(small_disk / "state") as state:
+    with Registry(path) as registry, DeviceStateStore(disk / "state") as state:
         memory = state.open().memory
         registry.remember_device("r1", "pi-1", session=1, seq=1, status="online")
         store.save(1, model, {})
-        write_atomic(small_disk / "filler", b"x" * 410_000)
+        write_atomic(disk / "filler", b"x" * 410_000)
         for _ in range(2):
             with pytest.raises(StorageError, match=r"the disk is full\. Free space in"):
                 store.save(2, model, {})
         with pytest.raises(StorageError, match="the disk is full"):
             remember_many(registry, 2000)
-        (small_disk / "last").write_bytes(b"")
-        with contextlib.suppress(OSError), (small_disk / "last").open("wb", buffering=0) as rest:
+        (disk / "last").write_bytes(b"")
+        with contextlib.suppress(OSError), (disk / "last").open("wb", buffering=0) as rest:
             while rest.write(b"x" * 4096):
                 pass
         with pytest.raises(StorageError, match="the disk is full"):
             state.save(memory)
         assert {name: row["seq"] for name, row in registry.devices_of("r1").items()} == {"pi-1": 1}
-        assert not list(small_disk.rglob("*.tmp"))
+        assert not list(disk.rglob("*.tmp"))
         with Registry(path, read_only=True) as seen:
             assert (seen.warning, len(seen.devices_of("r1"))) == ("", 1)
         assert store.latest().version == 1
-        (small_disk / "filler").unlink()
-        (small_disk / "last").unlink()
+        (disk / "filler").unlink()
+        (disk / "last").unlink()
         registry.remember_device("r1", "pi-2", session=1, seq=3, status="online")
         store.save(2, model, {})
         state.save(memory)
