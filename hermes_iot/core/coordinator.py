@@ -292,7 +292,7 @@ class Coordinator:
     def _on_status(self, member: Member, status: DeviceStatus, now: float) -> list[Effect]:
         if status.session < member.session:
             # The death of an earlier life, delivered late - or the birth of a device that has lost its memory.
-            return [self._ack(member, "stale", "session")] if status.state == "online" else []
+            return [self._ack(member, member.acked, "stale", "session")] if status.state == "online" else []
         known = member.online and member.birth is not None and member.session == status.session
         was_online, member.online = member.online, status.state == "online"
         if member.session != status.session:
@@ -332,7 +332,7 @@ class Coordinator:
             self._summons.followed(member.device)
         member.handle(*mark)
         member.base = update.base
-        ack = self._ack(member, verdict.outcome, verdict.reason)
+        ack = self._ack(member, member.handled, verdict.outcome, verdict.reason)
         if verdict.merged is None:
             member.refusals += verdict.outcome == "rejected"
             # Only the newest can still be awaited, after the end none is, and one that waits for others goes on waiting.
@@ -420,9 +420,11 @@ class Coordinator:
         model = self._aggregator.model.answer(device, base, session=session, seq=seq, iterations=iterations)
         return Send(message=model, device=device)
 
-    def _ack(self, member: Member, outcome: Outcome, reason: str) -> Effect:
-        session, seq = member.acked
-        ack = Ack(run=self.manifest.run, session=session, seq=seq, outcome=outcome, reason=reason)
+    def _ack(self, member: Member, mark: tuple[int, int], outcome: Outcome, reason: str) -> Effect:
+        session, seq = mark
+        ack = Ack(
+            run=self.manifest.run, session=session, seq=seq, outcome=outcome, reason=reason, newest=member.session
+        )
         return Send(message=ack, device=member.device)
 
     def _slow_down(self, pace: Pace, interval_s: float, now: float) -> None:

@@ -176,13 +176,19 @@ class Allocation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ack:
-    """``down/{device}/ack``, retained: the newest update of this device that was handled, and how."""
+    """``down/{device}/ack``, retained: the newest update of this device that was handled, and how.
+
+    Attributes:
+        newest: the newest session heard of, which need not have sent any yet; a device in an earlier one has lost its
+            memory.
+    """
 
     run: Name
     session: Count
     seq: Count
     outcome: Outcome
     reason: Text = ""
+    newest: Count = 0
     v: Literal[1] = 1
 
 

@@ -35,8 +35,8 @@ from hermes_iot.core.effects import (
 from hermes_iot.domain import DeviceId
 from hermes_iot.errors import HermesError, IdConflict, ProtocolError, StorageError, UsageError
 from hermes_iot.protocol import codec
-from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT
-from hermes_iot.protocol.messages import DeviceStatus, StrategyInfo
+from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT, Limits
+from hermes_iot.protocol.messages import DeviceStatus, StrategyInfo, Update
 from hermes_iot.protocol.topics import Topics
 from hermes_iot.runtime.claim import Claim
 from hermes_iot.runtime.link import Link, check_refusal
@@ -46,7 +46,7 @@ from hermes_iot.runtime.strategies import from_manifest
 from hermes_iot.runtime.worker import Failed, ThreadWorker, Worker
 from hermes_iot.runtime.workshop import Prepared, Result, TrainerOf, Workshop
 from hermes_iot.storage.atomic import DiskFull
-from hermes_iot.storage.device_state import DeviceMemory, DeviceStateStore
+from hermes_iot.storage.device_state import UPDATE_BYTES_MAX, DeviceMemory, DeviceStateStore
 from hermes_iot.transport.base import Connected, Delivery, Disconnected, Refused, Transport, Will
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ WILL_DELAY_S: Final = 15
 CONNECT_TIMEOUT_S: Final = 15.0
 _FLUSH_S: Final = 3.0
 _GOODBYE_S: Final = 1.0
+_STORED: Final = Limits(message_bytes_max=UPDATE_BYTES_MAX, inflated_bytes_max=UPDATE_BYTES_MAX)
 _HOST_CHARACTERS_MAX: Final = 64
 _REASON_CHARACTERS_MAX: Final = 200
 
@@ -113,6 +114,8 @@ class DeviceRunner:
         self._keyframe_topics: tuple[str, ...] = ()
         self._space = Space("training goes on, what a restart would need is kept in memory")
         self._unsaved: StoreMemory | None = None
+        self._written: DeviceMemory | None = None
+        self._written_update = (0, 0)
         self._store = DeviceStateStore(config.state_dir)
         opened = self._store.open()
         worker = worker_of(self.inbox)
@@ -130,13 +133,20 @@ class DeviceRunner:
             raise
         if opened.warning:
             log.warning("state %s", opened.warning)
-        memory = opened.memory
+        memory = self._written = opened.memory
+        update = _decoded(opened.update) if opened.update is not None else None
+        if update is not None:
+            self._written_update = (update.session, update.seq)
         self._instance = memory.instance
         self._claim = Claim(config.device, config.fleet, instance=memory.instance)
         self.machine = Device(
             device=DeviceId(config.device),
             memory=StoreMemory(
-                session=memory.session, seq=memory.seq, run=memory.run, allocation_version=memory.allocation_version
+                session=memory.session,
+                seq=memory.seq,
+                run=memory.run,
+                allocation_version=memory.allocation_version,
+                update=update,
             ),
             birth=DeviceStatus(
                 state="online",
@@ -214,7 +224,7 @@ class DeviceRunner:
             self._link.transport.close()
         if self._unsaved is not None:
             with contextlib.suppress(StorageError):
-                self._store.save(self._memory_of(self._unsaved))
+                self._write(self._unsaved)
         self._store.close()
 
     # --- events ---------------------------------------------------------------------------------------------------
@@ -398,21 +408,40 @@ class DeviceRunner:
         if self._unsaved is None:
             return
         try:
-            self._store.save(self._memory_of(self._unsaved))
+            self._write(self._unsaved)
         except DiskFull as error:
             self._space.missing(error, now=now)
         else:
             self._unsaved = None
             self._space.back(now=now)
 
-    def _memory_of(self, memory: StoreMemory) -> DeviceMemory:
-        return DeviceMemory(
+    def _write(self, memory: StoreMemory) -> None:
+        """One file for a push, the other for anything else: the update says what number it is."""
+        update, seq = memory.update, memory.seq
+        if update is not None and (update.session, update.seq) != self._written_update:
+            self._store.save_update(update.session, update.seq, codec.encode_tensors(update))
+            self._written_update = (update.session, update.seq)
+        if self._written is not None and (memory.session, seq) == self._written_update:
+            seq = self._written.seq
+        wanted = DeviceMemory(
             session=memory.session,
             run=memory.run,
-            seq=memory.seq,
+            seq=seq,
             allocation_version=memory.allocation_version,
             instance=self._instance,
         )
+        if wanted != self._written:
+            self._store.save(wanted)
+            self._written = wanted
 
     def _strategy_of(self, info: StrategyInfo) -> Any:
         return from_manifest(info, self.config.strategy)
+
+
+def _decoded(stored: bytes) -> Update | None:
+    """An update that an earlier life wrote down; None where another version did, in another way."""
+    try:
+        return codec.decode_tensors(stored, Update, _STORED)
+    except ProtocolError as error:
+        log.warning("the update of an earlier life cannot be read and is lost: %s", error)
+        return None

@@ -88,7 +88,7 @@ _ALL: tuple[Message, ...] = (
         share=0.125,
         shards=("8a" * 32, "9b" * 32),
     ),
-    Ack(run=RUN, session=5, seq=9, outcome="rejected", reason="norm"),
+    Ack(run=RUN, session=5, seq=9, outcome="rejected", reason="norm", newest=6),
     Command(id="tx-001", name="resend"),
     Model(
         run=RUN,

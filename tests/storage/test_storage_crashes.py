@@ -5,6 +5,7 @@ import errno
 import os
 import random
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,6 +155,34 @@ def test_death_at_any_call_of_a_devices_start_never_uses_a_session_twice(tmp_pat
 
     # No preparation: one long history of crashes.
     assert crashes(lambda: None, begin, verify) >= 40
+
+
+def test_death_at_any_call_of_a_push_leaves_the_update_before_or_the_new_one(tmp_path):
+    """And its number is never below what the file says."""
+    seen = set()
+
+    def prepare():
+        shutil.rmtree(tmp_path)
+        with DeviceStateStore(tmp_path) as store:
+            store.open()
+            store.save_update(1, 1, OLD)
+
+    def push():
+        store = DeviceStateStore(tmp_path)
+        try:
+            session = store.open().memory.session
+            store.save_update(session, 2, NEW)
+        finally:
+            store._lock.release() if store._lock else None
+
+    def verify():
+        with DeviceStateStore(tmp_path) as store:
+            opened = store.open()
+        assert opened.warning == ""
+        seen.add((opened.update, opened.memory.seq))
+
+    assert crashes(prepare, push, verify) >= 40
+    assert seen == {(OLD, 1), (NEW, 2)}
 
 
 @pytest.mark.parametrize("call", ["open", "write", "fsync", "link", "replace"])
@@ -328,8 +357,11 @@ def kill_many(directory, times, seed):
                 opened = state.open()
                 assert opened.warning == ""
                 assert opened.memory.session == session + 1
-                assert opened.memory.seq == opened.memory.allocation_version
-                assert opened.memory.seq in (saved, saved + 1)
+                assert opened.memory.allocation_version in (saved, saved + 1)
+                # The update goes before, and says its number itself.
+                (update,) = set(opened.update.split())
+                assert opened.memory.seq == int(update) in (saved, saved + 1)
+                assert opened.memory.seq >= opened.memory.allocation_version
                 last_session = opened.memory.session
             number = saved + 1
     finally:
