@@ -160,7 +160,7 @@ class Aggregator:
             raise StorageError(
                 "the run's journal leads to another model",
                 why=f"version {self.model.version} where {found.version} was written",
-                mend="Go on with the software that wrote it, or move journal/ away to go on from the checkpoint before",
+                mend="Go on with the software that wrote it, or forget the journal: hermes-iot repair RUN --forget-journal",
             )
         return merged
 
@@ -304,7 +304,7 @@ def _given(scores: Sequence[Score]) -> ScoreOf:
             raise StorageError(
                 "the run's journal leads to another model",
                 why="the strategy measures more than it did when it was written",
-                mend="Go on with the software that wrote it, or move journal/ away to go on from the checkpoint before",
+                mend="Go on with the software that wrote it, or forget the journal: hermes-iot repair RUN --forget-journal",
             )
         return score
 

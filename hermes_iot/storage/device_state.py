@@ -186,7 +186,7 @@ class DeviceStateStore:
 
     def _recall(self) -> tuple[DeviceMemory | None, str]:
         try:
-            return atomic.read_newest(self._path, _load)
+            return atomic.read_newest(self._path, load_memory)
         except atomic.Damaged as damage:
             return None, f"{damage.what}: {damage.why}; no copy can be used, the device starts over as a new instance"
 
@@ -346,7 +346,13 @@ def load_update(path: Path) -> tuple[int, int, bytes] | None:
     return session, seq, payload[_NAMES.size :]
 
 
-def _load(path: Path) -> DeviceMemory | None:
+def load_memory(path: Path) -> DeviceMemory | None:
+    """What one copy of a board's memory holds; None when there is no such file.
+
+    Raises:
+        Damaged: not what was written.
+        StorageError: a newer version's, or unreadable.
+    """
     payload = atomic.read_checked(path, kind="device-state", version=FORMAT_VERSION, bytes_max=MEMORY_BYTES_MAX)
     if payload is None:
         return None
