@@ -13,6 +13,7 @@ from hermes_iot.cli.coordinator import coordinator
 from hermes_iot.cli.demo import demo
 from hermes_iot.cli.device import device
 from hermes_iot.cli.files import offer_variables
+from hermes_iot.cli.repair import repair
 from hermes_iot.cli.simulate import simulate
 from hermes_iot.cli.status import status
 
@@ -39,7 +40,7 @@ def command() -> TyperGroup:
     """The whole command line."""
     app = typer.Typer(pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True)(_root)
-    for function in (demo, coordinator, device, status, simulate, bench):
+    for function in (demo, coordinator, device, status, repair, simulate, bench):
         app.command(function.__name__)(function)
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)  # noqa: S101 - an app of several commands is one

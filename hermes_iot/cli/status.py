@@ -168,11 +168,12 @@ def _print(fleet: str, seen: Seen) -> None:
         )
     if leader is not None:
         accuracy = f", validation accuracy {leader.accuracy:.4f}" if leader.accuracy is not None else ""
+        waits = f", taking nothing in ({clean(leader.reason)})" if leader.reason else ""
         console.print(
             Text(
                 "coordinator offline"  # a last will knows no numbers
                 if leader.state == "offline"
-                else f"coordinator online: model version {leader.model_version}, "
+                else f"coordinator online{waits}: model version {leader.model_version}, "
                 f"{leader.updates_applied} updates applied{accuracy}"
             )
         )

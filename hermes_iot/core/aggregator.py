@@ -161,7 +161,7 @@ class Aggregator:
             raise StorageError(
                 "the run's journal leads to another model",
                 why=f"version {self.model.version} where {found.version} was written",
-                mend="Go on with the software that wrote it, or move journal/ away to go on from the checkpoint before",
+                mend="Go on with the software that wrote it, or forget the journal: hermes-iot repair RUN --forget-journal",
             )
         return merged
 
@@ -305,7 +305,7 @@ def _given(scores: Sequence[Score]) -> ScoreOf:
             raise StorageError(
                 "the run's journal leads to another model",
                 why="the strategy measures more than it did when it was written",
-                mend="Go on with the software that wrote it, or move journal/ away to go on from the checkpoint before",
+                mend="Go on with the software that wrote it, or forget the journal: hermes-iot repair RUN --forget-journal",
             )
         return score
 

@@ -132,6 +132,8 @@ class Coordinator:
     def connected(self, *, now: float) -> list[Effect]:
         """A (re)connection is up. The coordinator owns all retained state: publish every bit of it again."""
         self._connected = True
+        if self._status.reason:
+            return [self._repeat(now)]
         self._tick(now)
         for member in self._roster:  # while nobody could be heard, nobody was silent
             member.worked_at = now
@@ -147,6 +149,20 @@ class Coordinator:
         """The connection is gone; what is retained is said again when it is back."""
         self._connected = False
 
+    def suspend(self, reason: str, *, now: float) -> list[Effect]:
+        """Nothing can be written down, so nothing is decided until `resume`; devices are told to keep what they have.
+
+        What they say meanwhile is not for this machine: it would be neither counted nor answered.
+        """
+        self._status = replace(self._status, reason=reason)
+        return [self._repeat(now), Record(event="suspended", fields={"reason": reason})]
+
+    def resume(self, *, now: float) -> list[Effect]:
+        """Go on. Everything retained is said again, as after a lost connection: nobody was heard meanwhile."""
+        self._status = replace(self._status, reason="")
+        said = self.connected(now=now) if self._connected and not self._gone else []
+        return [*said, Record(event="resumed", fields={})]
+
     def carried(self, channel: str, *, up: int = 0, down: int = 0, tensor: bool = True) -> None:
         """The shell moved so many payload bytes."""
         self.tally.carried(channel, up=up, down=down, tensor=tensor)
@@ -160,7 +176,7 @@ class Coordinator:
     def received(self, received: Received, *, now: float) -> list[Effect]:
         """One message from a device."""
         device, message = received.device, received.message
-        if self._gone:
+        if self._gone or self._status.reason:
             return []
         if device not in self.members:
             if not self._roster.admits(message):
@@ -181,6 +197,8 @@ class Coordinator:
         """When `expire` next has something to do; None when only an event can change anything."""
         if self._gone:
             return None
+        if self._status.reason:
+            return self._status_pace.deadline if self._connected else None
         if self.finished:
             return self._linger_until if self._connected else self._farewell_until
         over_at = self._watch.deadline
@@ -197,6 +215,8 @@ class Coordinator:
 
     def expire(self, *, now: float) -> list[Effect]:
         """Do what has become due."""
+        if self._status.reason:
+            return [self._repeat(now)] if self._connected and self._status_pace.due(now=now) else []
         return self._journalled(self._expire(now))
 
     def finish(self, reason: str, *, now: float, state: RunState = "finished") -> list[Effect]:
@@ -272,7 +292,7 @@ class Coordinator:
     def _on_status(self, member: Member, status: DeviceStatus, now: float) -> list[Effect]:
         if status.session < member.session:
             # The death of an earlier life, delivered late - or the birth of a device that has lost its memory.
-            return [self._ack(member, "stale", "session")] if status.state == "online" else []
+            return [self._ack(member, member.acked, "stale", "session")] if status.state == "online" else []
         known = member.online and member.birth is not None and member.session == status.session
         was_online, member.online = member.online, status.state == "online"
         if member.session != status.session:
@@ -312,7 +332,7 @@ class Coordinator:
             self._summons.followed(member.device)
         member.handle(*mark)
         member.base = update.base
-        ack = self._ack(member, verdict.outcome, verdict.reason)
+        ack = self._ack(member, member.handled, verdict.outcome, verdict.reason)
         if verdict.merged is None:
             member.refusals += verdict.outcome == "rejected"
             # Only the newest can still be awaited, after the end none is, and one that waits for others goes on waiting.
@@ -379,7 +399,7 @@ class Coordinator:
     def _leave(self, reason: str, now: float) -> list[Effect]:
         """A clean end publishes no last will: without this word the next coordinator would find the fleet led."""
         self._gone = True
-        self._status = replace(self._status, state="offline")
+        self._status = replace(self._status, state="offline", reason="")
         return [self._announce(now), Quit(reason=reason)]
 
     def _tick(self, now: float) -> None:
@@ -400,9 +420,11 @@ class Coordinator:
         model = self._aggregator.model.answer(device, base, session=session, seq=seq, iterations=iterations)
         return Send(message=model, device=device)
 
-    def _ack(self, member: Member, outcome: Outcome, reason: str) -> Effect:
-        session, seq = member.acked
-        ack = Ack(run=self.manifest.run, session=session, seq=seq, outcome=outcome, reason=reason)
+    def _ack(self, member: Member, mark: tuple[int, int], outcome: Outcome, reason: str) -> Effect:
+        session, seq = mark
+        ack = Ack(
+            run=self.manifest.run, session=session, seq=seq, outcome=outcome, reason=reason, newest=member.session
+        )
         return Send(message=ack, device=member.device)
 
     def _slow_down(self, pace: Pace, interval_s: float, now: float) -> None:
@@ -427,6 +449,11 @@ class Coordinator:
             accuracy=score.accuracy if score is not None else None,
             elapsed_s=self.progress.elapsed_s,
         )
+        return Send(message=self._status)
+
+    def _repeat(self, now: float) -> Effect:
+        """The same numbers again: newer ones may not be on disk."""
+        self._slow_down(self._status_pace, self.settings.status_interval_s, now)
         return Send(message=self._status)
 
     def _snapshot(self) -> snapshot.Snapshot:

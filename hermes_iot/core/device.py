@@ -39,6 +39,7 @@ from hermes_iot.protocol.messages import (
     RunManifest,
     Shard,
     StrategyInfo,
+    Update,
 )
 from hermes_iot.protocol.wire import Received
 
@@ -224,8 +225,11 @@ class Device:
         if not running:
             return [*effects, *self.part.report(now=now)]
         if self.memory.run != manifest.run:
-            self._board.memory = replace(self.memory, run=manifest.run, allocation_version=0)
+            self._board.memory = replace(self.memory, run=manifest.run, allocation_version=0, update=None)
             effects.append(self.memory)
+        unacked = self.memory.update
+        if unacked is not None and _fits(unacked, manifest):
+            self.part.outbox.take_up(unacked, now=now)
         effects += [Prepare(manifest=manifest), *self.part.report(now=now)]
         return [*effects, *(self._on_ack(self._ack) if self._ack is not None else [])]
 
@@ -246,14 +250,17 @@ class Device:
     def _on_ack(self, ack: Ack) -> list[Effect]:
         if self.part is None or ack.run != self.part.manifest.run:
             return []
-        if (ack.session, ack.seq) <= (self.memory.session, self.memory.seq):
+        if (ack.session, ack.seq) <= (self.memory.session, self.memory.seq) and ack.newest <= self.memory.session:
             self.part.outbox.acked(ack.session, ack.seq)
+            if self.part.outbox.update is None:
+                self._board.memory = replace(self.memory, update=None)
             return []
-        if ack.session >= INTEGER_MAX:
+        known = max(ack.session, ack.newest)
+        if known >= INTEGER_MAX:
             raise ProtocolError("session", "an ack leaves no session above its own")
         # Somebody of this name has said more than we remember: our memory was lost (a new card, a wiped directory).
         # Our ids would look like repetitions for ever, so start a session above them.
-        self._board.memory = replace(self.memory, session=ack.session + 1, seq=0)
+        self._board.memory = replace(self.memory, session=known + 1, seq=0, update=None)
         self._board.birth = replace(self._board.birth, session=self.memory.session)
         self.part.outbox.clear()
         self._recount()
@@ -292,6 +299,11 @@ class Device:
         if self.part is None:
             return effects
         return [*effects, *self.part.proceed(now=now), *self.part.refresh(now=now)]
+
+
+def _fits(update: Update, manifest: RunManifest) -> bool:
+    """Whether an update of an earlier life can be sent into this run."""
+    return (update.run, update.model, update.codec) == (manifest.run, manifest.model.sha256, manifest.codec)
 
 
 def _check_layout(manifest: RunManifest) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from hermes_iot.core.redo import Entry
 from hermes_iot.domain import Params, TrainJob
 from hermes_iot.errors import HermesError
-from hermes_iot.protocol.messages import Allocation, Message, Model, RunManifest
+from hermes_iot.protocol.messages import Allocation, Message, Model, RunManifest, Update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +70,18 @@ class StoreShard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreMemory:
-    """Write down what a device must not forget over a restart."""
+    """Write down what a device must not forget over a restart.
+
+    Attributes:
+        update: the newest one, until it is known to have been handled. One that was written need not be removed when
+            it is None again: sent once more it is a duplicate, and a card lives longer.
+    """
 
     session: int
     seq: int
     run: str
     allocation_version: int
+    update: Update | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

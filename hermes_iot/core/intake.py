@@ -3,6 +3,9 @@
 Everything here is about one update against the run's present state, and changes nothing. An update that is refused
 has a reason, and the reason is a counter: received = applied + duplicate + stale + rejected (reliability.md, I7).
 
+An update of an earlier life of its device is taken like any other where it is newer than all that were handled: it is
+the one that the device had not seen acknowledged when it died, sent again under the same id or only now come through.
+
 An update may name a base newer than the model: the coordinator came back from a checkpoint and the device did not
 notice. A strategy that merges whole models takes it like any other; one that needs the base does not find it and
 refuses, and the answer brings the device back into step.
@@ -72,9 +75,10 @@ def judge(update: Update, standing: Standing, merge: Callable[[Params, int], Mer
         return Verdict(outcome="rejected", reason="model_mismatch")
     if update.codec != manifest.codec:
         return Verdict(outcome="rejected", reason="codec")
-    if update.session < standing.session:
+    mark = (update.session, update.seq)
+    if mark < standing.handled and update.session < standing.session:
         return Verdict(outcome="stale", reason="session")
-    if (update.session, update.seq) <= standing.handled:
+    if mark <= standing.handled:
         return Verdict(outcome="duplicate")
     if standing.closed:
         return Verdict(outcome="stale", reason="finished")

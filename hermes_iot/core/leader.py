@@ -6,6 +6,9 @@ counts only when it is the death of the session last seen alive.
 A coordinator that was taken over may not know it yet. Its words carry a lower epoch than its successor's and are refused,
 for as long as this connection holds: the retained word on who leads comes at the beginning of every connection. A broker
 that has lost its store has lost the count with it, and it begins anew.
+
+One that leads and says that it takes nothing in is, for a device, not there: what is sent to it would be thrown away.
+The word that it does again is as good as its coming.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ class Leader:
     """Mutable, owned by one `Device`.
 
     Attributes:
-        online: somebody leads.
+        online: somebody leads, and takes in what is sent.
         session: of the coordinator last seen online; empty before the first.
         devices: how many it leads, as it said last.
         epoch: the highest heard since the connection is up.
@@ -52,6 +55,6 @@ class Leader:
             if status.session == self.session:
                 self.online = False
             return False
-        came = not self.online or status.session != self.session
-        self.online, self.session, self.devices = True, status.session, status.devices_online
-        return came
+        there, came = not status.reason, not self.online or status.session != self.session
+        self.online, self.session, self.devices = there, status.session, status.devices_online
+        return there and came

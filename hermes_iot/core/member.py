@@ -129,7 +129,7 @@ class Member:
 
     @property
     def acked(self) -> tuple[int, int]:
-        """What an ack names: everything up to here was handled, and no session below this one is listened to."""
+        """What a birth of an earlier session is told: a device that lost its memory must begin above it."""
         return max(self.handled, (self.session, 0))
 
     @property
@@ -146,9 +146,8 @@ class Member:
         return self.state.allocation_version if self.state is not None else 0
 
     def handle(self, session: int, seq: int) -> None:
-        """The update (session, seq) met its end; one of an earlier session changes nothing."""
-        if session >= self.session:
-            self.handled = max(self.handled, (session, seq))
+        """The update (session, seq) met its end, and whatever came before it from this device will not be taken."""
+        self.handled = max(self.handled, (session, seq))
 
     def worked(self, *, now: float) -> None:
         """It gave a sign of work."""

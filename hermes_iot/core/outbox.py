@@ -8,6 +8,10 @@ again: with the update itself until it is acked, with a request for the model af
 An answer names the update it answers; one to a request names none. The latter counts only after a request was made
 for this very update: a late repetition of an older one holds a model from before the update was merged, and taking it
 while the update is not even acked would leave the update unrepeated.
+
+An update of an earlier life that was never acked is taken up again under the id it had, so whether or not it had
+arrived it counts once. Where the ack turns out to have been there all along, nothing is under way: what came of the
+update is in the model that this life begins with.
 """
 
 from __future__ import annotations
@@ -42,18 +46,26 @@ class Outbox:
     awaiting: tuple[int, int] | None = None
     since: float = 0.0
     _requested: bool = False
+    _unsaid: bool = False  # it is of an earlier life, and this one has not sent it yet
 
     def put(self, update: Update, *, now: float) -> None:
         """A new update replaces whatever was under way."""
         self.update = update
         self.awaiting = (update.session, update.seq)
         self.since = now
-        self._requested = False
+        self._requested = self._unsaid = False
         self.retry.start(now=now, allow_s=len(update.body) / BYTES_PER_S)
+
+    def take_up(self, update: Update, *, now: float) -> None:
+        """What an earlier life had under way. It is sent when it is due: a retained ack may be quicker."""
+        self.put(update, now=now)
+        self._unsaid = True
 
     def acked(self, session: int, seq: int) -> None:
         """The update (session, seq), and every earlier one, was handled."""
         if self.update is not None and (session, seq) >= (self.update.session, self.update.seq):
+            if self._unsaid:
+                self.clear()
             self.update = None
 
     def answered(self, session: int, seq: int) -> bool:
@@ -75,12 +87,13 @@ class Outbox:
         """Nothing is under way any more."""
         self.update = None
         self.awaiting = None
-        self._requested = False
+        self._requested = self._unsaid = False
         self.retry.stop()
 
     def due(self, *, now: float) -> bool:
         """Whether to ask again now: with `update`, or, where that is None, with a request for the model."""
         due = self.retry.due(now=now)
-        if due and self.update is None:
-            self._requested = True
+        if due:
+            self._unsaid = False
+            self._requested = self._requested or self.update is None
         return due

@@ -305,12 +305,13 @@ class Participation:
             seconds=seconds,
         )
         self.outbox.put(update, now=now)
+        board.memory = replace(board.memory, update=update)
         if self._state_pace.due(now=now) and not self._state_held:
             # The answer is near, and with it another phase and model: one report of both instead of two. Held back
             # once and no more, or a device that pushes all the time would never be heard of.
             self._state_pace.interval_s = self._board.settings.state_interval_s
             self._state_pace.done_at, self._state_held = now, True
-        # On disk before it is said: a reboot must never use this number again.
+        # On disk before it is said, the number and what it names: a reboot must neither use the one again nor lose the other.
         return [board.memory, *([board.send(update)] if board.heard else [])]
 
     def _ask_for_what_is_lacking(self) -> list[Effect]:

@@ -41,7 +41,11 @@ CommandName = Literal["ping", "pause", "resume", "resend", "drain", "push"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorStatus:
-    """``all/coordinator``, retained: who leads. The last will is the same with state offline."""
+    """``all/coordinator``, retained: who leads. The last will is the same with state offline.
+
+    Attributes:
+        reason: why it takes nothing in for now although it leads, a full disk for one; empty where all is well.
+    """
 
     state: Literal["online", "offline"]
     session: Name
@@ -55,6 +59,7 @@ class CoordinatorStatus:
     host: Text = ""
     software: Text = ""
     epoch: Count = 0
+    reason: Text = ""
     v: Literal[1] = 1
 
 
@@ -178,7 +183,12 @@ class Allocation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ack:
-    """``down/{device}/ack``, retained: the newest update of this device that was handled, and how."""
+    """``down/{device}/ack``, retained: the newest update of this device that was handled, and how.
+
+    Attributes:
+        newest: the newest session heard of, which need not have sent any yet; a device in an earlier one has lost its
+            memory.
+    """
 
     run: Name
     session: Count
@@ -186,6 +196,7 @@ class Ack:
     outcome: Outcome
     reason: Text = ""
     epoch: Count = 0
+    newest: Count = 0
     v: Literal[1] = 1
 
 

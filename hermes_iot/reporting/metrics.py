@@ -3,11 +3,13 @@
 Diagnostics, not state: nothing is ever restored from this file, so it is appended to without fsync, and written at
 most once a second because a write per record wears SD cards and slows the coordinator. A crash loses the last second
 and may leave half a line; the next process of the run ends that line and goes on behind it, and the reader skips it.
-A disk that is full is reported once; from then on lines are counted as lost instead of failing the run a second time.
+What a full disk has no room for is counted as lost, said once in the log, and ends no run: the lines after it are
+written when there is room. Any other failure of the disk is raised once; from then on lines are only counted.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -21,13 +23,14 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from hermes_iot.errors import StorageError
-from hermes_iot.storage.atomic import storage_error
+from hermes_iot.storage.atomic import DiskFull, storage_error
 
 log = logging.getLogger(__name__)
 
 FLUSH_INTERVAL_S: Final = 1.0
 #: No record of ours comes near it; whatever is longer was not written by us.
 LINE_BYTES_MAX: Final = 65_536
+_END: Final = b"\n"
 _ELAPSED_MAX_S: Final = 1e10
 #: Digits of an integer that is a float's, too. JSON's have no end, and arithmetic with a longer one overflows.
 _DIGITS_MAX: Final = 308
@@ -55,7 +58,7 @@ class MetricsLog:
     """Appends records to a file. Every method may be called from any thread.
 
     Attributes:
-        lost: records that were not written after the disk failed or the log was closed.
+        lost: records that were not written because the disk was full or failed, or the log was closed.
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -69,13 +72,14 @@ class MetricsLog:
         self._clock = clock
         self._flushed_at = clock()
         self._lines: list[bytes] = []
+        self._full = False
         self._lock = threading.Lock()
         try:
             self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise self._error(error) from error
         if _ends_torn(self._descriptor):
-            self._lines.append(b"\n")
+            self._lines.append(_END)
 
     def __enter__(self) -> Self:
         return self
@@ -94,7 +98,7 @@ class MetricsLog:
         """Take one record; ``elapsed_s`` is among its fields.
 
         Raises:
-            StorageError: the disk is full or gone. Raised once; later records are only counted in `lost`.
+            StorageError: the disk is gone. Raised once; later records are only counted in `lost`.
         """
         line = json.dumps(finite({"event": event, **fields}), separators=(",", ":")).encode() + b"\n"
         with self._lock:
@@ -119,16 +123,28 @@ class MetricsLog:
                 self._give_up()
 
     def _flush(self) -> None:
-        rest = memoryview(b"".join(self._lines))
+        content = b"".join(self._lines)
+        rest = memoryview(content)
         if self._descriptor is None:
             return
         try:
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
         except OSError as error:
-            self.lost += len(self._lines)
-            self._give_up()
-            raise self._error(error) from error
+            failure, written = self._error(error), len(content) - len(rest)
+            ends = itertools.accumulate(map(len, self._lines))
+            self.lost += sum(line != _END and end > written for line, end in zip(self._lines, ends, strict=True))
+            if not isinstance(failure, DiskFull):
+                self._give_up()
+                raise failure from error
+            if not self._full:
+                log.warning("metrics %s; lines are lost until there is room", failure)
+            self._full = True
+            # Half a line is ended before the next one, as one that a killed process left.
+            torn = content[written - 1 : written] != _END if written else content.startswith(_END)
+            self._lines = [_END] if torn else []
+            return
+        self._full = False
         self._lines.clear()
 
     def _give_up(self) -> None:

@@ -99,6 +99,10 @@ class Overview:
                 return self._noted(fields, f"is not waited for: {clean(fields['reason'])}")
             case "readmitted":
                 return self._noted(fields, "is waited for again")
+            case "suspended":
+                return f"nothing is taken in: {clean(fields['reason'])}"
+            case "resumed":
+                return "updates are taken in again"
             case "allocation":
                 return self._allotted(fields)
             case "state":

@@ -5,6 +5,10 @@ recorded as is in the registry, before anything that follows is sent. Both cost 
 what waits for them sent, when the inbox is empty, or after 50 ms: a burst of updates or births is one write, not one
 each. Only then is the broker told that it may forget what led to them: a coordinator that dies before is given it again.
 (A part of a larger message is acknowledged before the message is whole. Its sender repeats what we did not answer.)
+
+A full disk is waited out (`space`). What could not be written stays first in line, everything that comes from devices
+meanwhile is dropped unread and unanswered, so nothing piles up here, and devices are told to keep what they have;
+they say it again when they are told that it is taken.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import logging
 import platform
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -35,7 +40,9 @@ from hermes_iot.runtime.link import check_refusal
 from hermes_iot.runtime.loop import Inbox, pump
 from hermes_iot.runtime.manifest import first_size, manifest_of, new_run_id
 from hermes_iot.runtime.run_dir import RunDir
+from hermes_iot.runtime.space import Space
 from hermes_iot.runtime.trainers import Bench
+from hermes_iot.storage.atomic import DiskFull
 from hermes_iot.transport.base import Connected, Delivery, Disconnected, Refused, Transport, Will
 
 log = logging.getLogger(__name__)
@@ -81,6 +88,9 @@ class CoordinatorRunner:
         self._on_record = on_record
         self._clock = clock
         self._running = False
+        self._stopping = False
+        self._space = Space("updates are not taken in")
+        self._todo: deque[Effect] = deque()
         self._unsaved: list[Remember] = []
         self._held: list[Send | SendKeyframe] = []
         self._receipts: list[int] = []
@@ -209,25 +219,48 @@ class CoordinatorRunner:
 
     def next_deadline(self) -> float | None:
         """The earliest deadline of the machine, the wire and the leadership."""
-        deadlines = (self.machine.next_deadline(), self.link.wire.next_deadline(), self._leadership.next_deadline())
+        deadlines = (
+            self.machine.next_deadline(),
+            self.link.wire.next_deadline(),
+            self._leadership.next_deadline(),
+            self._space.deadline,
+        )
         return min((one for one in deadlines if one is not None), default=None)
 
     def expire(self) -> None:
         """Whatever is due."""
         now = self._clock()
+        try:
+            self._expire(now)
+            if self._space.due(now=now):
+                self._try_again(now)
+        except DiskFull as error:
+            self._wait_for_space(error, now)
+
+    def handle(self, event: object) -> None:
+        """One event from the inbox."""
+        now = self._clock()
+        try:
+            self._take(event, now)
+        except DiskFull as error:
+            self._wait_for_space(error, now)
+
+    def _expire(self, now: float) -> None:
         self.link.wire.expire(now=now)
         if self._leadership.expire(now=now):
             self._perform(self.machine.connected(now=now))
         self._perform(self.machine.expire(now=now))
         self._settle(now)
 
-    def handle(self, event: object) -> None:
-        """One event from the inbox."""
-        now = self._clock()
+    def _take(self, event: object, now: float) -> None:
+        if isinstance(event, Delivery) and event.receipt:
+            self._receive(event)
         match event:
             case Delivery() if self._leadership.concerns(event):
                 if self._leadership.heard(event):
                     self._perform(self.machine.connected(now=now))
+            case Delivery() if self._space.wanted:
+                pass  # not counted, not answered: who sent it says it again
             case Delivery():
                 self._perform(self.link.deliver(event, now=now))
             case Connected():
@@ -239,11 +272,19 @@ class CoordinatorRunner:
                 self._disconnected(event)
             case Refused():
                 check_refusal(event)
+            case _Stop() if self._space.wanted:
+                self._leave_unsaved(now)
             case _Stop():
+                self._stopping = True
                 self._perform(self.machine.stop(now=now))
-        if isinstance(event, Delivery) and event.receipt:
-            self._receipts.append(event.receipt)
         self._settle(now)
+
+    def _receive(self, delivery: Delivery) -> None:
+        """Remember what is to be acknowledged; at once where nothing of it is kept."""
+        if self._leadership.concerns(delivery) or self._space.wanted:
+            self.link.transport.acknowledge([delivery.receipt])
+        else:
+            self._receipts.append(delivery.receipt)
 
     def _disconnected(self, event: Disconnected) -> None:
         self._receipts.clear()  # the broker delivers these again
@@ -254,31 +295,75 @@ class CoordinatorRunner:
         if event.taken_over:
             raise taken_over(self.fleet)
 
+    # --- a full disk ----------------------------------------------------------------------------------------------
+
+    def _wait_for_space(self, error: DiskFull, now: float) -> None:
+        """What could not be written stays first in line, and nothing else is begun."""
+        if self._stopping:
+            self._leave_unsaved(now)
+        elif self._space.missing(error, now=now):
+            self._say(self.machine.suspend(error.why, now=now))
+
+    def _try_again(self, now: float) -> None:
+        self._carry_on()
+        self._settle_now()
+        self._space.back(now=now)
+        # Births and states that came meanwhile are retained: whoever subscribes anew is given them again.
+        self.link.transport.subscribe(self.topics.of_coordinator())
+        self._perform(self.machine.resume(now=now))
+        self._settle(now)
+
+    def _leave_unsaved(self, now: float) -> None:
+        """A person wants to go, and nothing can be written: what is lost was told to nobody."""
+        log.warning("stopped on a full disk: what was not saved yet comes again from the devices")
+        self._say(self.machine.stop(now=now))
+        self.link.transport.flush(timeout_s=_GOODBYE_S)
+        self._running = False
+
+    def _say(self, effects: list[Effect]) -> None:
+        """Past everything that waits to be written."""
+        for effect in effects:
+            if isinstance(effect, Send):
+                self._tell(effect)
+            elif isinstance(effect, Record):
+                self._do(effect)
+
     # --- effects --------------------------------------------------------------------------------------------------
 
     def _perform(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            match effect:
-                case Send(message=Allocation()):
+        if self._space.wanted:
+            self._say(effects)
+            return
+        self._todo += effects
+        self._carry_on()
+
+    def _carry_on(self) -> None:
+        while self._todo:
+            self._do(self._todo[0])
+            self._todo.popleft()
+
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case Send(message=Allocation()):
+                self._held.append(effect)
+            case Send() | SendKeyframe():
+                if self.run_dir.unsynced or self._held:
                     self._held.append(effect)
-                case Send() | SendKeyframe():
-                    if self.run_dir.unsynced or self._held:
-                        self._held.append(effect)
-                    else:
-                        self._tell(effect)
-                case Checkpoint():
-                    self._record_unsaved()
-                    self.run_dir.save(self.run_id, effect)
-                case Journal(entries=entries):
-                    self._begin_to_settle()
-                    self.run_dir.log(entries)
-                case Remember():
-                    self._begin_to_settle()
-                    self._unsaved.append(effect)
-                case Record(event=event, fields=fields):
-                    self._on_record(event, {"elapsed_s": self.machine.progress.elapsed_s, **fields})
-                case Quit(error=error, reason=reason):
-                    self._quit(error, reason)
+                else:
+                    self._tell(effect)
+            case Checkpoint():
+                self._record_unsaved()
+                self.run_dir.save(self.run_id, effect)
+            case Journal(entries=entries):
+                self._begin_to_settle()
+                self.run_dir.log(entries)
+            case Remember():
+                self._begin_to_settle()
+                self._unsaved.append(effect)
+            case Record(event=event, fields=fields):
+                self._on_record(event, {"elapsed_s": self.machine.progress.elapsed_s, **fields})
+            case Quit(error=error, reason=reason):
+                self._quit(error, reason)
 
     def _tell(self, effect: Send | SendKeyframe) -> None:
         if isinstance(effect, Send):
@@ -293,8 +378,11 @@ class CoordinatorRunner:
     def _settle(self, now: float) -> None:
         """Write what is to be written, then send what waited for it."""
         unsettled = bool(self._unsaved) or self.run_dir.unsynced
-        if unsettled and len(self.inbox) and now < self._settle_by and self._running:
+        if self._space.wanted or (unsettled and len(self.inbox) and now < self._settle_by and self._running):
             return
+        self._settle_now()
+
+    def _settle_now(self) -> None:
         # Allocations before the decisions they came of: one without its entry is decided again, an entry without its
         # allocation would be a size that the strategy believes to have given.
         self._record_unsaved()
@@ -308,14 +396,14 @@ class CoordinatorRunner:
 
     def _record_unsaved(self) -> None:
         if self._unsaved:
-            unsaved, self._unsaved = self._unsaved, []
-            self.run_dir.remember(self.run_id, unsaved)
+            self.run_dir.remember(self.run_id, self._unsaved)
+            self._unsaved = []
 
     def _quit(self, error: HermesError | None, reason: str) -> None:
+        self._settle_now()
         self._running = False
         self.finished = self.machine.finished
         log.info("end run=%s reason=%s", self.run_id, reason)
-        self._settle(self._clock())
         self.link.transport.flush(timeout_s=_FLUSH_S)
         if error is not None:
             raise error
@@ -354,15 +442,30 @@ class CoordinatorRunner:
             "software": __version__,
         }
         about = {"run": self.run_id, "task": machine.manifest.task.name, "version": machine.version}
-        self.run_dir.end(
-            self.run_id,
-            reason=machine.manifest.reason,
-            summary=summary,
-            model=machine.model,
-            signature=self.bench.trainer.signature,
-            about=about,
-        )
-        return summary
+        while True:
+            try:
+                self.run_dir.end(
+                    self.run_id,
+                    reason=machine.manifest.reason,
+                    summary=summary,
+                    model=machine.model,
+                    signature=self.bench.trainer.signature,
+                    about=about,
+                )
+            except DiskFull as error:
+                self._space.missing(error, now=self._clock())
+                if self._stopped_before(self._space.deadline or 0.0):
+                    raise
+            else:
+                self._space.back(now=self._clock())
+                return summary
+
+    def _stopped_before(self, deadline: float) -> bool:
+        """Wait; whether a person lost patience meanwhile."""
+        while (left_s := deadline - self._clock()) > 0:
+            if isinstance(self.inbox.take(timeout_s=left_s), _Stop):
+                return True
+        return False
 
 
 def _dropped(delivery: Delivery, error: ProtocolError) -> None:

@@ -1,6 +1,8 @@
 """Runs one device: a machine, a connection, a worker that trains, and a directory that remembers.
 
-All of it is performed here and nothing is decided here.
+All of it is performed here and nothing is decided here. A full disk stops no training: what would be written down is
+kept in memory, the newest only, and written when there is room. Ids stay unique all the same: a session is on disk
+before the first of it is used, so whatever is forgotten with the process is never numbered again.
 """
 
 from __future__ import annotations
@@ -31,18 +33,20 @@ from hermes_iot.core.effects import (
     Train,
 )
 from hermes_iot.domain import DeviceId
-from hermes_iot.errors import HermesError, IdConflict, ProtocolError, UsageError
+from hermes_iot.errors import HermesError, IdConflict, ProtocolError, StorageError, UsageError
 from hermes_iot.protocol import codec
-from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT
-from hermes_iot.protocol.messages import DeviceStatus, StrategyInfo
+from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT, Limits
+from hermes_iot.protocol.messages import DeviceStatus, StrategyInfo, Update
 from hermes_iot.protocol.topics import Topics
 from hermes_iot.runtime.claim import Claim
 from hermes_iot.runtime.link import Link, check_refusal
 from hermes_iot.runtime.loop import Inbox, pump
+from hermes_iot.runtime.space import Space
 from hermes_iot.runtime.strategies import from_manifest
 from hermes_iot.runtime.worker import Failed, ThreadWorker, Worker
 from hermes_iot.runtime.workshop import Prepared, Result, TrainerOf, Workshop
-from hermes_iot.storage.device_state import DeviceMemory, DeviceStateStore
+from hermes_iot.storage.atomic import DiskFull
+from hermes_iot.storage.device_state import UPDATE_BYTES_MAX, DeviceMemory, DeviceStateStore
 from hermes_iot.transport.base import Connected, Delivery, Disconnected, Refused, Transport, Will
 
 log = logging.getLogger(__name__)
@@ -51,6 +55,7 @@ WILL_DELAY_S: Final = 15
 CONNECT_TIMEOUT_S: Final = 15.0
 _FLUSH_S: Final = 3.0
 _GOODBYE_S: Final = 1.0
+_STORED: Final = Limits(message_bytes_max=UPDATE_BYTES_MAX, inflated_bytes_max=UPDATE_BYTES_MAX)
 _HOST_CHARACTERS_MAX: Final = 64
 _REASON_CHARACTERS_MAX: Final = 200
 
@@ -107,6 +112,10 @@ class DeviceRunner:
         self._link: Link | None = None
         self._chunk_bytes = CHUNK_BYTES_DEFAULT
         self._keyframe_topics: tuple[str, ...] = ()
+        self._space = Space("training goes on, what a restart would need is kept in memory")
+        self._unsaved: StoreMemory | None = None
+        self._written: DeviceMemory | None = None
+        self._written_update = (0, 0)
         self._store = DeviceStateStore(config.state_dir)
         opened = self._store.open()
         worker = worker_of(self.inbox)
@@ -124,14 +133,21 @@ class DeviceRunner:
             raise
         if opened.warning:
             log.warning("state %s", opened.warning)
-        memory = opened.memory
+        memory = self._written = opened.memory
+        update = _decoded(opened.update) if opened.update is not None else None
+        if update is not None:
+            self._written_update = (update.session, update.seq)
         self._instance = memory.instance
         host = platform.node()[:_HOST_CHARACTERS_MAX]
         self._claim = Claim(config.device, config.fleet, instance=memory.instance, host=host)
         self.machine = Device(
             device=DeviceId(config.device),
             memory=StoreMemory(
-                session=memory.session, seq=memory.seq, run=memory.run, allocation_version=memory.allocation_version
+                session=memory.session,
+                seq=memory.seq,
+                run=memory.run,
+                allocation_version=memory.allocation_version,
+                update=update,
             ),
             birth=DeviceStatus(
                 state="online",
@@ -207,6 +223,9 @@ class DeviceRunner:
         self._workshop.close()
         if self._link is not None:
             self._link.transport.close()
+        if self._unsaved is not None:
+            with contextlib.suppress(StorageError):
+                self._write(self._unsaved)
         self._store.close()
 
     # --- events ---------------------------------------------------------------------------------------------------
@@ -217,8 +236,13 @@ class DeviceRunner:
         return self._running
 
     def next_deadline(self) -> float | None:
-        """The earliest of the machine's, the wire's and the claim's deadlines."""
-        deadlines = (self.machine.next_deadline(), self.link.wire.next_deadline(), self._claim.retake_at)
+        """The earliest of the machine's, the wire's, the claim's and the disk's deadlines."""
+        deadlines = (
+            self.machine.next_deadline(),
+            self.link.wire.next_deadline(),
+            self._claim.retake_at,
+            self._space.deadline,
+        )
         return min((one for one in deadlines if one is not None), default=None)
 
     def expire(self) -> None:
@@ -227,6 +251,8 @@ class DeviceRunner:
         if self._claim.retake_at is not None and now >= self._claim.retake_at:
             self._claim.retake_at = None
             self.link.transport.reconnect()
+        if self._space.due(now=now):
+            self._save(now)
         self.link.wire.expire(now=now)
         self._perform(self.machine.expire(now=now))
 
@@ -349,6 +375,9 @@ class DeviceRunner:
         except ProtocolError as error:
             self._dropped(self.topics.down(self.config.device, "data"), error)
             return
+        except DiskFull as error:  # it is asked for again, ever more rarely
+            log.warning("shard not kept: %s", error)
+            return
         self._perform(self.machine.shard_found(effect.sha256, found=True, now=self._clock()))
 
     def _be_reborn(self) -> None:
@@ -371,15 +400,49 @@ class DeviceRunner:
             self._link.transport.flush(timeout_s=_GOODBYE_S)
 
     def _remember(self, memory: StoreMemory) -> None:
-        self._store.save(
-            DeviceMemory(
-                session=memory.session,
-                run=memory.run,
-                seq=memory.seq,
-                allocation_version=memory.allocation_version,
-                instance=self._instance,
-            )
+        self._unsaved = memory
+        now = self._clock()
+        if not self._space.wanted or self._space.due(now=now):
+            self._save(now)
+
+    def _save(self, now: float) -> None:
+        if self._unsaved is None:
+            return
+        try:
+            self._write(self._unsaved)
+        except DiskFull as error:
+            self._space.missing(error, now=now)
+        else:
+            self._unsaved = None
+            self._space.back(now=now)
+
+    def _write(self, memory: StoreMemory) -> None:
+        """One file for a push, the other for anything else: the update says what number it is."""
+        update, seq = memory.update, memory.seq
+        if update is not None and (update.session, update.seq) != self._written_update:
+            self._store.save_update(update.session, update.seq, codec.encode_tensors(update))
+            self._written_update = (update.session, update.seq)
+        if self._written is not None and (memory.session, seq) == self._written_update:
+            seq = self._written.seq
+        wanted = DeviceMemory(
+            session=memory.session,
+            run=memory.run,
+            seq=seq,
+            allocation_version=memory.allocation_version,
+            instance=self._instance,
         )
+        if wanted != self._written:
+            self._store.save(wanted)
+            self._written = wanted
 
     def _strategy_of(self, info: StrategyInfo) -> Any:
         return from_manifest(info, self.config.strategy)
+
+
+def _decoded(stored: bytes) -> Update | None:
+    """An update that an earlier life wrote down; None where another version did, in another way."""
+    try:
+        return codec.decode_tensors(stored, Update, _STORED)
+    except ProtocolError as error:
+        log.warning("the update of an earlier life cannot be read and is lost: %s", error)
+        return None

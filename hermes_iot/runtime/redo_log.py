@@ -97,6 +97,15 @@ def read(journal: Journal, start: int) -> Iterator[Entry]:
             ) from error
 
 
+def applies(record: bytes) -> bool:
+    """Whether a record is an update that was applied; False for one that cannot be read."""
+    try:
+        head = from_json(record.partition(b"\n")[0], _Head)
+    except ProtocolError:
+        return False
+    return head.kind == "update" and head.outcome == "applied"
+
+
 def _pieces(entry: Entry) -> tuple[bytes, ...]:
     found = entry.found
     common: dict[str, Any] = {

@@ -173,7 +173,13 @@ class RunDir:
         """Write a checkpoint, and cut off what of the journal no checkpoint needs any more."""
         self.journal.sync()
         first = self.journal.next_index
-        metadata = {"run": run, "journal": first, "scalars": checkpoint.scalars}
+        # With the run's record the registry can be made again from a checkpoint, should both its copies be lost.
+        metadata = {
+            "run": run,
+            "journal": first,
+            "scalars": checkpoint.scalars,
+            "record": plain(self.registry.run(run)),
+        }
         self.checkpoints.save(checkpoint.version, dict(checkpoint.arrays), metadata)
         self._first_entries[checkpoint.version] = first
         self.journal.roll()

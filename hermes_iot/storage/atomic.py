@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -55,16 +56,23 @@ _REASONS = {
     errno.ENOENT: ("the directory does not exist", "Create {directory}"),
     errno.EIO: ("the disk reports an input/output error", "Check the disk or card and replace it"),
 }
+_NO_SECOND_NAMES = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Damaged(StorageError):
     """A file is not what was written: truncated, changed, or not ours. Caught where a second copy can stand in."""
 
 
+class DiskFull(StorageError):
+    """There was no space. What could not be written is as it was, and the same may work later: see who catches it."""
+
+
 def storage_error(error: OSError, what: str, directory: Path) -> StorageError:
     """An operating system error as one line: what could not be done, why, and what mends it in `directory`."""
     why, mend = _REASONS.get(error.errno or 0, (error.strerror or str(error), "Check {directory}"))
-    return StorageError(what, why=why, mend=mend.format(directory=directory))
+    kind = DiskFull if error.errno in _NO_SPACE else StorageError
+    return kind(what, why=why, mend=mend.format(directory=directory))
 
 
 def make_directory(directory: Path) -> None:
@@ -224,7 +232,9 @@ def read_bounded(path: Path, bytes_max: int) -> bytes | None:
 def damaged(path: Path, why: str, *, mend: str = "") -> Damaged:
     """The error for a file that cannot be used, with the remedy that fits any of ours."""
     return Damaged(
-        f"{path} is damaged", why=why, mend=mend or f"Restore it from a copy, or move {path.name} away to start afresh"
+        f"{path} is damaged",
+        why=why,
+        mend=mend or f"hermes-iot repair {path.parent} says what can be mended, and mends it",
     )
 
 
@@ -239,6 +249,46 @@ def set_aside(path: Path) -> Path | None:
         path.replace(aside)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise storage_error(error, f"cannot move the damaged {path} away", path.parent) from error
+    return aside
+
+
+def keep_aside(path: Path) -> Path:
+    """Give a damaged file the name ``<name>.damaged-<number>`` besides its own; the new name, which is on disk.
+
+    Raises:
+        StorageError: not permitted, or no room for a copy where the file system knows no second names.
+    """
+    for number in itertools.count(1):
+        aside = path.with_name(f"{path.name}.damaged-{number}")
+        try:
+            if not aside.exists():
+                try:
+                    os.link(path, aside)
+                except OSError as error:
+                    if error.errno not in _NO_SECOND_NAMES:
+                        raise
+                    write_atomic(aside, path.read_bytes())
+            elif not aside.samefile(path):  # else somebody was killed here
+                continue
+            sync_directory(path.parent)
+        except OSError as error:
+            raise storage_error(error, f"cannot keep the damaged {path} aside", path.parent) from error
+        return aside
+    raise AssertionError
+
+
+def move_aside(path: Path) -> Path:
+    """`keep_aside`, and then the file is gone under its own name.
+
+    Raises:
+        StorageError: as `keep_aside`.
+    """
+    aside = keep_aside(path)
+    try:
+        path.unlink()
+        sync_directory(path.parent)
     except OSError as error:
         raise storage_error(error, f"cannot move the damaged {path} away", path.parent) from error
     return aside
@@ -293,7 +343,7 @@ def _keep_previous(path: Path) -> None:
             return
         except OSError as error:
             # FAT cards and some network file systems know no second names, and say so in several ways.
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV):
+            if error.errno not in _NO_SECOND_NAMES:
                 raise
             with path.open("rb") as source, second.open("xb") as target:
                 shutil.copyfileobj(source, target)

@@ -176,11 +176,23 @@ class CheckpointStore:
             )
         atomic.make_directory(self._directory)
         atomic.sweep(self._directory)
-        path = self._path(version)
+        path = self.path(version)
         save(path, arrays, {"version": version, "metadata": metadata})
         self._damaged.discard(version)
         self._prune()
         return path
+
+    def read(self, version: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """One checkpoint: its arrays and metadata.
+
+        Raises:
+            Damaged: not what was written, or another version's.
+            StorageError: missing, unreadable, or of a newer format.
+        """
+        arrays, envelope = load(self.path(version))
+        if envelope.get("version") != version or "metadata" not in envelope:
+            raise atomic.damaged(self.path(version), f"it holds version {envelope.get('version')}")
+        return arrays, envelope["metadata"]
 
     def latest(self) -> Checkpoint | None:
         """The newest that can be read; None when the store is empty.
@@ -191,24 +203,22 @@ class CheckpointStore:
         skipped: list[str] = []
         for version in reversed(self.versions):
             try:
-                arrays, envelope = load(self._path(version))
-                if envelope.get("version") != version or "metadata" not in envelope:
-                    raise atomic.damaged(self._path(version), f"it holds version {envelope.get('version')}")
+                arrays, metadata = self.read(version)
             except atomic.Damaged as damage:
                 skipped.append(f"{damage.what}: {damage.why}")
                 self._damaged.add(version)
                 continue
-            metadata = envelope["metadata"]
             return Checkpoint(version=version, arrays=arrays, metadata=metadata, skipped=tuple(skipped))
         if not skipped:
             return None
         raise StorageError(
             f"no checkpoint in {self._directory} can be used",
             why="; ".join(skipped),
-            mend="Restore one from a copy, or move the directory away to start the run afresh",
+            mend=f"hermes-iot repair {self._directory.parent} says what can be mended, and mends it",
         )
 
-    def _path(self, version: int) -> Path:
+    def path(self, version: int) -> Path:
+        """Where a version lies, or would."""
         return self._directory / f"model-{version:012}.safetensors"
 
     def _prune(self) -> None:
@@ -216,9 +226,9 @@ class CheckpointStore:
         kept = self.versions[-self._keep :]
         for version in {*self.versions[: -self._keep], *(bad for bad in self._damaged if bad < kept[-1])}:
             try:
-                self._path(version).unlink(missing_ok=True)
+                self.path(version).unlink(missing_ok=True)
             except OSError as error:
-                raise atomic.storage_error(error, f"cannot remove {self._path(version)}", self._directory) from error
+                raise atomic.storage_error(error, f"cannot remove {self.path(version)}", self._directory) from error
             self._damaged.discard(version)
 
 

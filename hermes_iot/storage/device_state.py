@@ -7,6 +7,10 @@ backup therefore never repeats a session. Where both copies are lost the count s
 tell by the fresh `instance`, a random name made once per state file; a caller that learns of a later session of its
 own (its retained birth or ack) raises the counter with `save`.
 
+The newest update is a file of its own, ``update.bin``, written once when it is pushed: it names its session and seq, so
+`device.json` need not be written besides, and `open` goes by whichever of the two is newer. It has no backup, for a
+lost update costs a push and not a run, and it is not removed when it was handled: a card is worn out by writing.
+
 A board must come back by itself after a power cut, so damage that can be rebuilt is reported, never raised. Only what
 a person must mend is an error: no permission, a full disk, a newer version's file, or another live process on the same
 state - that is the same device twice, hence `IdConflict`.
@@ -23,6 +27,7 @@ import json
 import os
 import re
 import secrets
+import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,12 +39,14 @@ from hermes_iot.storage.locks import HeldLock, hold
 
 FORMAT_VERSION = 1
 MEMORY_BYTES_MAX = 64 * 1024
+UPDATE_BYTES_MAX = 1024**3
 COUNTER_MAX = 2**63 - 1
 
 # A counter in the shape of a modification time; FAT cards know none before 1980 and count in steps of 2 s.
 _CLOCK_START_NS = 10**18
 _CLOCK_STEP_NS = 2 * 10**9
 
+_NAMES = struct.Struct("<QQ")  # what precedes an update: session, seq
 _INSTANCE = re.compile(r"[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -79,12 +86,14 @@ class Opened:
     Attributes:
         memory: with this start's session; the rest as saved last.
         fresh: there was no memory that could be used, everything begins anew.
+        update: what `save_update` was given last, as it was; None where there is none that can be used.
         warning: a sentence for the person when a file was damaged, else empty.
     """
 
     memory: DeviceMemory
     fresh: bool
     warning: str
+    update: bytes | None = None
 
 
 class DeviceStateStore:
@@ -93,6 +102,7 @@ class DeviceStateStore:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._path = directory / "device.json"
+        self._update_path = directory / "update.bin"
         self._lock: HeldLock | None = None
         self._session = 0
 
@@ -112,19 +122,31 @@ class DeviceStateStore:
         try:
             atomic.sweep(self._directory)
             found, warning = self._recall()
-            if found is None:
-                memory = DeviceMemory(session=1, run="", seq=0, allocation_version=0, instance=secrets.token_hex(16))
-            else:
-                memory = replace(found, session=found.session + 1)
+            update, lost = self._recall_update()
+            memory = found or DeviceMemory(
+                session=1, run="", seq=0, allocation_version=0, instance=secrets.token_hex(16)
+            )
+            if update is not None and update[0] >= memory.session:
+                newest = max((memory.session, memory.seq), update[:2])
+                memory = replace(memory, session=newest[0], seq=newest[1])
+            if found is not None or update is not None:
+                memory = replace(memory, session=memory.session + 1)
             if warning:
                 atomic.set_aside(self._path)
+            if lost:
+                atomic.set_aside(self._update_path)
             self._session = 0
             self._write(memory)
         except BaseException:
             lock.release()
             raise
         self._lock = lock
-        return Opened(memory=memory, fresh=found is None, warning=warning)
+        return Opened(
+            memory=memory,
+            fresh=found is None,
+            warning="; ".join(one for one in (warning, lost) if one),
+            update=update[2] if update is not None else None,
+        )
 
     def save(self, memory: DeviceMemory) -> None:
         """Replace what is remembered; durable on return.
@@ -138,6 +160,17 @@ class DeviceStateStore:
         if memory.session < self._session:
             raise ValueError(f"session {memory.session} is before {self._session}, which is in use")
         self._write(memory)
+
+    def save_update(self, session: int, seq: int, update: bytes) -> None:
+        """Replace the newest update, which is called (session, seq); durable on return.
+
+        Raises:
+            StorageError: it could not be written (the update before stands), or the store is not open.
+        """
+        if self._lock is None:
+            raise StorageError(f"the device state in {self._directory} is not open")
+        payload = _NAMES.pack(session, seq) + update
+        atomic.write_checked(self._update_path, payload, kind="device-update", version=FORMAT_VERSION)
 
     def close(self) -> None:
         """Give the directory back; harmless when repeated."""
@@ -153,9 +186,15 @@ class DeviceStateStore:
 
     def _recall(self) -> tuple[DeviceMemory | None, str]:
         try:
-            return atomic.read_newest(self._path, _load)
+            return atomic.read_newest(self._path, load_memory)
         except atomic.Damaged as damage:
             return None, f"{damage.what}: {damage.why}; no copy can be used, the device starts over as a new instance"
+
+    def _recall_update(self) -> tuple[tuple[int, int, bytes] | None, str]:
+        try:
+            return load_update(self._update_path), ""
+        except atomic.Damaged as damage:
+            return None, f"{damage.what}: {damage.why}; the update in it is lost"
 
     def _write(self, memory: DeviceMemory) -> None:
         payload = json.dumps(asdict(memory), indent=1).encode()
@@ -289,7 +328,31 @@ def state_directory(fleet: str, device: str, environment: Mapping[str, str] = os
     return base / fleet / device
 
 
-def _load(path: Path) -> DeviceMemory | None:
+def load_update(path: Path) -> tuple[int, int, bytes] | None:
+    """Session, seq and content of an update that was saved; None when there is no such file.
+
+    Raises:
+        Damaged: not what was written.
+        StorageError: a newer version's, or unreadable.
+    """
+    payload = atomic.read_checked(path, kind="device-update", version=FORMAT_VERSION, bytes_max=UPDATE_BYTES_MAX)
+    if payload is None:
+        return None
+    if len(payload) < _NAMES.size:
+        raise atomic.damaged(path, "it names no session")
+    session, seq = _NAMES.unpack_from(payload)
+    if not (1 <= session < COUNTER_MAX and seq <= COUNTER_MAX):
+        raise atomic.damaged(path, f"its session is {session} and its number {seq}")
+    return session, seq, payload[_NAMES.size :]
+
+
+def load_memory(path: Path) -> DeviceMemory | None:
+    """What one copy of a board's memory holds; None when there is no such file.
+
+    Raises:
+        Damaged: not what was written.
+        StorageError: a newer version's, or unreadable.
+    """
     payload = atomic.read_checked(path, kind="device-state", version=FORMAT_VERSION, bytes_max=MEMORY_BYTES_MAX)
     if payload is None:
         return None

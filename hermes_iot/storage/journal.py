@@ -20,12 +20,14 @@ Nothing here knows what a record means. One writer at a time, see locks.py.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +42,8 @@ FORMAT: Final = 1
 
 _MAGIC: Final = b"HERMESJ"
 _START: Final = struct.Struct("<7sBQ")
+#: Of a segment before its first record.
+START_BYTES: Final = _START.size
 _HEAD: Final = struct.Struct("<IIQ")
 _NAME: Final = re.compile(r"journal-([0-9]{12})\.log")
 #: So many indices from a broken record's own on are looked for behind it.
@@ -73,6 +77,7 @@ class Journal:
         self._pending_bytes = 0
         self._descriptor: int | None = None
         self._length = 0
+        self._torn = False  # what of a group reached the file is still in it
         self.torn_bytes = 0
         starts = segments(directory)
         self._next = self._recover(starts) if starts else first
@@ -116,13 +121,17 @@ class Journal:
         if self._descriptor is not None and self._length >= self._segment_bytes:
             self._shut()
         try:
+            if self._torn:
+                self._take_back()
             if self._descriptor is None:
                 self._begin(self._synced)
             assert self._descriptor is not None  # noqa: S101 - `_begin` opened it
             _write(self._descriptor, self._pending)
             os.fdatasync(self._descriptor)
         except OSError as error:
-            self._take_back()
+            self._torn = True
+            with contextlib.suppress(OSError):  # else before the next try
+                self._take_back()
             raise atomic.storage_error(
                 error, f"cannot write the journal in {self._directory}", self._directory
             ) from error
@@ -150,7 +159,7 @@ class Journal:
             while index < following:
                 payload, end = _record(data, end, index)
                 if payload is None:
-                    raise atomic.damaged(_path(self._directory, first), f"record {index} is not what was written")
+                    raise atomic.damaged(path_of(self._directory, first), f"record {index} is not what was written")
                 if index >= start:
                     yield index, bytes(payload)
                 index += 1
@@ -167,7 +176,7 @@ class Journal:
             if following > before:
                 break
             try:
-                _path(self._directory, first).unlink(missing_ok=True)
+                path_of(self._directory, first).unlink(missing_ok=True)
             except OSError as error:
                 raise atomic.storage_error(
                     error, f"cannot cut the journal in {self._directory}", self._directory
@@ -190,12 +199,13 @@ class Journal:
             index, end, length = whole_records(self._directory, first)
             if index != following or end != length:
                 raise atomic.damaged(
-                    _path(self._directory, first), f"it ends at record {index}, the next segment begins at {following}"
+                    path_of(self._directory, first),
+                    f"it ends at record {index}, the next segment begins at {following}",
                 )
         newest = starts[-1]
-        path = _path(self._directory, newest)
+        path = path_of(self._directory, newest)
         index, end, length = whole_records(self._directory, newest)
-        if end < length and _follows(_segment(self._directory, newest), end, index):
+        if end < length and _following(_segment(self._directory, newest), end, index) is not None:
             raise atomic.damaged(path, f"record {index} is not what was written, and others follow it")
         self.torn_bytes = length - end
         if end < _START.size:
@@ -215,22 +225,22 @@ class Journal:
         return index
 
     def _begin(self, first: int) -> None:
-        path = _path(self._directory, first)
+        path = path_of(self._directory, first)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o666)
         self._length = 0
         _write(self._descriptor, [_START.pack(_MAGIC, FORMAT, first)])
-        self._length = _START.size
         atomic.sync_directory(self._directory)
+        self._length = _START.size
 
     def _take_back(self) -> None:
         """What of a group reached the file must not stay: the next try writes the whole group."""
-        if self._descriptor is None:
-            return
-        if self._length < _START.size:  # not even the segment's beginning
+        if self._descriptor is not None and self._length < _START.size:  # not even the segment's beginning
             self._shut()
-            _path(self._directory, self._synced).unlink(missing_ok=True)
-            return
-        os.ftruncate(self._descriptor, self._length)
+        if self._descriptor is not None:
+            os.ftruncate(self._descriptor, self._length)
+        else:
+            path_of(self._directory, self._synced).unlink(missing_ok=True)
+        self._torn = False
 
     def _shut(self) -> None:
         if self._descriptor is not None:
@@ -253,6 +263,80 @@ def segments(directory: Path) -> list[int]:
     return sorted(int(name[1]) for name in names if name)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """What of one segment is as it was written, broken places or not.
+
+    Attributes:
+        first: the index its name says.
+        sound: its beginning is whole.
+        pieces: runs of whole records with nothing broken between: first index, index after the last, and where in the
+            file they lie.
+        length: of the file, bytes.
+    """
+
+    first: int
+    sound: bool
+    pieces: tuple[tuple[int, int, int, int], ...]
+    length: int
+
+    @property
+    def end(self) -> int:
+        """Where the last whole record ends."""
+        return self.pieces[-1][3] if self.pieces else min(self.length, _START.size)
+
+
+def scan(directory: Path, first: int, *, until: int | None = None) -> Scan:
+    """Look for whole records in a segment, past broken places too; those from index `until` on are another segment's.
+
+    Raises:
+        StorageError: written in a newer format, or unreadable for another reason than a bad sector.
+    """
+    try:
+        data = _segment(directory, first)
+    except atomic.Damaged:
+        return Scan(first=first, sound=False, pieces=(), length=path_of(directory, first).stat().st_size)
+    sound = _begins(data, first, path_of(directory, first))
+    pieces = []
+    found: tuple[int, int] | None = (first, _START.size) if sound else _following(data, 0, first)
+    while found is not None:
+        begin, start = index, end = found
+        while until is None or index < until:
+            payload, after = _record(data, end, index)
+            if payload is None:
+                break
+            index, end = index + 1, after
+        if index > begin:
+            pieces.append((begin, index, start, end))
+        found = _following(data, end, index) if end < len(data) and index != until else None
+    return Scan(first=first, sound=sound, pieces=tuple(pieces), length=len(data))
+
+
+def payloads(directory: Path, found: Scan) -> Iterator[tuple[int, bytes]]:
+    """Every whole record that a scan found, with its index."""
+    data = _segment(directory, found.first) if found.pieces else memoryview(b"")
+    for index, stop, start, _ in found.pieces:
+        at = start
+        for number in range(index, stop):
+            payload, at = _record(data, at, number)
+            if payload is not None:
+                yield number, bytes(payload)
+
+
+def excerpt(directory: Path, found: Scan, begin: int, stop: int) -> bytes:
+    """A segment that holds, of the whole records that a scan found, those from `begin` on and before `stop`."""
+    data = _segment(directory, found.first)
+    content = [_START.pack(_MAGIC, FORMAT, begin)]
+    for index, following, start, _ in found.pieces:
+        at = start
+        for number in range(index, following):
+            _, after = _record(data, at, number)
+            if begin <= number < stop:
+                content.append(bytes(data[at:after]))
+            at = after
+    return b"".join(content)
+
+
 def whole_records(directory: Path, first: int) -> tuple[int, int, int]:
     """Of one segment: the index after its last whole record, where that record ends, and the file's length.
 
@@ -260,7 +344,7 @@ def whole_records(directory: Path, first: int) -> tuple[int, int, int]:
         StorageError: unreadable, or written in a newer format.
     """
     data = _segment(directory, first)
-    if not _begins(data, first, _path(directory, first)):
+    if not _begins(data, first, path_of(directory, first)):
         return first, 0, len(data)
     index, end = first, _START.size
     while True:
@@ -271,7 +355,7 @@ def whole_records(directory: Path, first: int) -> tuple[int, int, int]:
 
 
 def _segment(directory: Path, first: int) -> memoryview:
-    path = _path(directory, first)
+    path = path_of(directory, first)
     data = atomic.read_bounded(path, SEGMENT_BYTES + RECORD_BYTES_MAX)
     if data is None:
         raise atomic.damaged(path, "it is missing")
@@ -304,8 +388,8 @@ def _record(data: memoryview, at: int, index: int) -> tuple[memoryview | None, i
     return (payload, start + length) if _crc(index, payload) == crc else (None, at)
 
 
-def _follows(data: memoryview, at: int, index: int) -> bool:
-    """Whether a whole record, of this index or one of the next, lies behind a broken place: then it is no torn tail."""
+def _following(data: memoryview, at: int, index: int) -> tuple[int, int] | None:
+    """A whole record of this index or one of the next behind a broken place, and where: then it is no torn tail."""
     content, before = bytes(data), _HEAD.size - 8  # of a head, what stands before its index
     for later in range(index, index + _SEARCH_INDICES):
         mark = later.to_bytes(8, "little")
@@ -314,12 +398,13 @@ def _follows(data: memoryview, at: int, index: int) -> bool:
             if place < 0:
                 break
             if _record(data, place - before, later)[0] is not None:
-                return True
+                return later, place - before
             place = content.find(mark, place + 1)
-    return False
+    return None
 
 
-def _path(directory: Path, first: int) -> Path:
+def path_of(directory: Path, first: int) -> Path:
+    """The segment that begins with record `first`."""
     return directory / f"journal-{first:012}.log"
 
 

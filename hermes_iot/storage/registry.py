@@ -94,7 +94,7 @@ class CheckedStorage(Storage):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        found, self.warning = atomic.read_newest(path, _load)
+        found, self.warning = atomic.read_newest(path, load_tables)
         self._tables, self._saved = found or ({}, b"")
 
     def read(self) -> Tables:
@@ -361,7 +361,13 @@ def plain(value: object) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be recorded")
 
 
-def _load(path: Path) -> tuple[Tables, bytes] | None:
+def load_tables(path: Path) -> tuple[Tables, bytes] | None:
+    """The tables in one copy of a registry, and their bytes as they lie in it; None when there is no such file.
+
+    Raises:
+        Damaged: not what was written.
+        StorageError: a newer version's, or unreadable.
+    """
     payload = atomic.read_checked(path, kind="registry", version=SCHEMA_VERSION)
     if payload is None:
         return None
@@ -375,6 +381,21 @@ def _load(path: Path) -> tuple[Tables, bytes] | None:
         if not (number.isdecimal() and isinstance(record, dict) and isinstance(record.get("run"), str)):
             raise atomic.damaged(path, f"record {number!r} has no run")
     return tables, payload
+
+
+def rebuild(path: Path, record: Mapping[str, object]) -> None:
+    """Write a registry that knows one run and none of its devices, which are recorded again when they come.
+
+    Args:
+        path: the file; nothing that can be used may be there. Its lock is the caller's.
+        record: as `Registry.run` gave it.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    atomic.write_checked(
+        path, _render({"runs": {"1": dict(record)}}), kind="registry", version=SCHEMA_VERSION, document=True
+    )
 
 
 def _render(tables: Tables) -> bytes:

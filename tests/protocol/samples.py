@@ -46,6 +46,7 @@ _ALL: tuple[Message, ...] = (
         elapsed_s=61.5,
         host="lab-server",
         software="hermes-iot 1.0.0",
+        reason="the disk is full",
     ),
     RunManifest(
         epoch=3,
@@ -91,7 +92,7 @@ _ALL: tuple[Message, ...] = (
         share=0.125,
         shards=("8a" * 32, "9b" * 32),
     ),
-    Ack(epoch=3, run=RUN, session=5, seq=9, outcome="rejected", reason="norm"),
+    Ack(epoch=3, run=RUN, session=5, seq=9, outcome="rejected", reason="norm", newest=6),
     Command(epoch=3, id="tx-001", name="resend"),
     Model(
         epoch=3,

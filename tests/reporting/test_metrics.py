@@ -1,6 +1,8 @@
+import errno
 import json
 import logging
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -99,16 +101,52 @@ def test_rubbish_between_records_is_skipped(tmp_path, rubbish):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
-def test_a_full_disk_is_reported_once_and_then_only_counted():
+def test_a_full_disk_is_said_once_and_what_it_has_no_room_for_is_counted(caplog):
     clock = Clock()
     log = MetricsLog(Path("/dev/full"), clock=clock)
+    for step in range(4):
+        log.on_record("state", {"elapsed_s": float(step)})
+        clock.now += 2
+    log.close()
+    assert log.lost == 4
+    assert caplog.text.count("the disk is full") == 1
+
+
+def test_another_failure_of_the_disk_is_raised_once_and_then_only_counted(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, "worn out")
+
+    log = MetricsLog(tmp_path / "metrics.jsonl")
     log.on_record("state", {"elapsed_s": 0.0})
-    clock.now += 2
-    with pytest.raises(StorageError, match="disk is full"):
-        log.on_record("state", {"elapsed_s": 2.0})
+    monkeypatch.setattr(os, "write", broken)
+    with pytest.raises(StorageError, match="input/output error"):
+        log.on_record("finished", {"elapsed_s": 2.0})
     log.on_record("state", {"elapsed_s": 3.0})
     log.close()
     assert log.lost == 3
+
+
+@pytest.mark.parametrize("room", [0, 5, 35, 36, 40])
+def test_lines_go_on_when_there_is_room_again(tmp_path, monkeypatch, room):
+    """The disk takes so many bytes of two lines of 35, and then again all."""
+    path, left, write = tmp_path / "metrics.jsonl", [room], os.write
+
+    def nearly_full(descriptor, data):
+        if not left[0]:
+            raise OSError(errno.ENOSPC, "full")
+        taken = write(descriptor, data[: left[0]])
+        left[0] -= taken
+        return taken
+
+    with MetricsLog(path) as log:
+        log.on_record("state", {"elapsed_s": 1.0})
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", nearly_full)
+            log.on_record("finished", {"elapsed_s": 2.0})
+        log.on_record("finished", {"elapsed_s": 3.0})
+    found = [record["elapsed_s"] for record in read_metrics(path)]
+    assert found == [*[1.0, 2.0][: 2 - log.lost], 3.0]
+    assert log.lost == (1 if room >= len(lines_of(path)[0]) + 1 else 2)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")

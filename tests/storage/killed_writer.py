@@ -37,6 +37,7 @@ def save_for_ever(directory, number):
                 registry.remember_device("r1", name, session=1, seq=number, counters={}, status="online")
                 registry.remember_allocation("r1", name, version=number, samples=1, batch=1, ranges=(), shard="")
         store.save(number, {"model": np.full(20_000, number, np.float32)}, {"number": number})
+        state.save_update(memory.session, number, b"%09d\n" % number * 20_000)
         state.save(replace(memory, seq=number, allocation_version=number))
         say("saved", number)
         number += 1

@@ -243,7 +243,7 @@ def test_the_backup_stands_in_for_a_damaged_or_missing_file(tmp_path):
 def test_without_a_good_copy_the_error_names_the_file_and_a_remedy(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"rubbish")
-    with pytest.raises(Damaged, match=f"{path} is damaged: .*Restore it from a copy, or move file away"):
+    with pytest.raises(Damaged, match=f"{path} is damaged: .*hermes-iot repair {path.parent} "):
         read_newest(path, checked)
     backup_of(path).write_bytes(b"rubbish")
     with pytest.raises(Damaged, match=f"{path} is damaged"):

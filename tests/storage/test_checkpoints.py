@@ -215,7 +215,7 @@ def test_a_damaged_checkpoint_never_pushes_a_good_one_out(store):
 def test_when_none_is_good_the_error_names_them_and_a_remedy(store):
     for version in (1, 2):
         flip(store.save(version, vector(version), {}))
-    with pytest.raises(StorageError, match=r"000002.*000001.*Restore one from a copy"):
+    with pytest.raises(StorageError, match=r"000002.*000001.*hermes-iot repair "):
         store.latest()
 
 

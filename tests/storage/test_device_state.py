@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given
@@ -100,6 +100,74 @@ def test_a_session_may_be_raised_but_not_taken_back(tmp_path):
             store.save(replace(memory, session=39))
     with DeviceStateStore(tmp_path) as store:
         assert store.open().memory.session == 41
+
+
+def test_the_newest_update_comes_back_with_its_number(tmp_path):
+    store, opened = start(tmp_path)
+    assert opened.update is None
+    store.save_update(1, 3, b"three")
+    store.save_update(1, 4, b"four")
+    store.close()
+    for session in (2, 3):  # as long as no newer one is written
+        store, opened = start(tmp_path)
+        store.close()
+        assert (opened.update, opened.memory.session, opened.memory.seq) == (b"four", session, 4)
+
+
+def test_a_push_needs_no_write_of_the_memory(tmp_path):
+    store, opened = start(tmp_path)
+    store.save(replace(opened.memory, run="r1", seq=7))
+    before = (tmp_path / "device.json").read_bytes()
+    store.save_update(1, 8, b"eight")
+    store.close()
+    assert (tmp_path / "device.json").read_bytes() == before
+    store, opened = start(tmp_path)
+    store.close()
+    assert (opened.memory.run, opened.memory.seq) == ("r1", 8)
+
+
+@pytest.mark.parametrize("left", ["nothing", "an older copy"])
+def test_an_update_keeps_its_session_from_being_used_again(tmp_path, left):
+    store, opened = start(tmp_path)
+    store.save(replace(opened.memory, session=9))
+    store.save_update(9, 2, b"two")
+    store.close()
+    if left == "nothing":
+        for name in ("device.json", "device.json.bak"):
+            (tmp_path / name).write_bytes(b"")
+    else:
+        memory = replace(opened.memory, session=4)
+        payload = json.dumps(asdict(memory)).encode()
+        atomic.write_checked(tmp_path / "device.json", payload, kind="device-state", version=1, document=True)
+    store, opened = start(tmp_path)
+    store.close()
+    assert (opened.memory.session, opened.memory.seq, opened.update) == (10, 2, b"two")
+
+
+@pytest.mark.parametrize("harm", ["truncate", "flip", "empty", "short", "session"])
+def test_a_damaged_update_is_put_aside_with_a_word_and_stops_nothing(tmp_path, harm):
+    store, _ = start(tmp_path)
+    store.save_update(1, 3, b"three" * 100)
+    store.close()
+    path = tmp_path / "update.bin"
+    data = path.read_bytes()
+    if harm in {"short", "session"}:
+        payload = b"abc" if harm == "short" else bytes(16) + b"update"
+        atomic.write_checked(path, payload, kind="device-update", version=1)
+    else:
+        path.write_bytes({"truncate": data[:-9], "flip": data[:-9] + b"?" + data[-8:], "empty": b""}[harm])
+    store, opened = start(tmp_path)
+    store.close()
+    assert (opened.update, opened.memory.session, opened.fresh) == (None, 2, False)
+    assert "update.bin is damaged" in opened.warning
+    assert (tmp_path / "update.bin.damaged").exists()
+
+
+def test_an_update_is_not_saved_without_opening(tmp_path):
+    store, _ = start(tmp_path)
+    store.close()
+    with pytest.raises(StorageError, match="not open"):
+        store.save_update(1, 1, b"one")
 
 
 def test_saving_without_opening_is_refused(tmp_path):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from hermes_iot import __version__
@@ -110,10 +111,8 @@ class SimulatedBoard:
         """A new life begins: a session above all before, then the connection. Nothing where the battery is empty."""
         if self.machine is not None or self._is_empty:
             return
-        before, self._life = self._memory, self._life + 1
-        self._memory = StoreMemory(
-            session=before.session + 1, seq=before.seq, run=before.run, allocation_version=before.allocation_version
-        )
+        self._life += 1
+        self._memory = replace(self._memory, session=self._memory.session + 1)
         self.machine = Device(
             device=DeviceId(self.name),
             memory=self._memory,
