@@ -15,12 +15,13 @@ import math
 from dataclasses import replace
 from typing import Any, Final
 
-from hermes_iot.algorithms.strategies.base import Merged, ScoreOf, Strategy
+from hermes_iot.algorithms.strategies.base import Merged, Regime, ScoreOf, Strategy
 from hermes_iot.core import patience, records, snapshot
 from hermes_iot.core.aggregator import Aggregator
 from hermes_iot.core.allotment import ShardOf
 from hermes_iot.core.assigner import Assigner
 from hermes_iot.core.effects import Effect, Journal, Quit, Record, Send, SendKeyframe
+from hermes_iot.core.global_model import BASES_MAX
 from hermes_iot.core.member import Member
 from hermes_iot.core.pace import Pace, Stopwatch
 from hermes_iot.core.roster import Roster
@@ -121,6 +122,23 @@ class Coordinator:
     def model(self) -> Params:
         """The model that is measured, saved and handed out, shape (P,)."""
         return self._aggregator.served
+
+    @property
+    def regime(self) -> Regime:
+        """What the strategy asks of the run."""
+        return self._aggregator.regime
+
+    @property
+    def bounded(self) -> dict[str, tuple[int, int]]:
+        """What is kept of others' doings, by name: how many, and how many at most (reliability.md, I8)."""
+        members = max(1, len(self.members))
+        walks = self.manifest.data.sampling == "walk"
+        return {
+            "devices": (len(self.members), self.settings.devices_max),
+            "whole models": (self._aggregator.model.wholes, BASES_MAX),
+            # Each allocation names two; blocks are the data set's, and stay.
+            "shards": (0 if walks else len(self._assigner.allotment.shards()), 2 * members),
+        }
 
     @property
     def score(self) -> Score | None:

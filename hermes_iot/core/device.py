@@ -87,6 +87,16 @@ class Device:
         return self.part.learner if self.part is not None else None
 
     @property
+    def allocation(self) -> Allocation | None:
+        """The one in force in that run."""
+        return self.part.allocation if self.part is not None else None
+
+    @property
+    def bounded(self) -> dict[str, tuple[int, int]]:
+        """What is kept of others' doings, by name: how many, and how many at most (reliability.md, I8)."""
+        return self.part.bounded if self.part is not None else {}
+
+    @property
     def memory(self) -> StoreMemory:
         """What must survive a restart."""
         return self._board.memory
