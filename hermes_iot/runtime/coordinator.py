@@ -225,7 +225,7 @@ class CoordinatorRunner:
         now = self._clock()
         match event:
             case Delivery() if self._leadership.concerns(event):
-                if self._leadership.heard(event):
+                if self._leadership.heard(event, now=now):
                     self._perform(self.machine.connected(now=now))
             case Delivery():
                 self._perform(self.link.deliver(event, now=now))
