@@ -89,6 +89,7 @@ class Coordinator:
         self._status_pace = Pace(interval_s=settings.status_interval_s, done_at=now)
         self._resize_pace = Pace(interval_s=settings.resize_interval_s, done_at=now)
         self._resize_wanted = False
+        self._run_wanted = False
         self._newly_measured = 0
         self._linger_until = self._farewell_until = math.inf
         self._gone = False
@@ -250,6 +251,8 @@ class Coordinator:
         if self._connected and self.version != self._keyframe_version and self._keyframe_pace.due(now=now):
             effects += self._keyframe(now)
         if self._connected and self._status_pace.due(now=now):
+            effects += [Send(message=self.manifest)] if self._run_wanted else []
+            self._run_wanted = False
             effects.append(self._announce(now))
         return effects
 
@@ -280,6 +283,9 @@ class Coordinator:
             case Update():
                 return self._on_update(member, message, now)
             case Request() if message.run == self.manifest.run:
+                if message.want == "run":  # said with the next status, and so no more often, however many ask
+                    self._run_wanted = True
+                    return []
                 if message.want == "model":
                     return [] if member.owed else [self._reply(member.device, 0, 0)]
                 return self._assigner.ship(member, message, now=now)

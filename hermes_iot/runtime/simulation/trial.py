@@ -62,7 +62,6 @@ _TOY: Final = TaskInfo(name="toy", source_sha256="0" * 64)
 _DEVICES: Final = (3, 5)
 _QUEUED_MAX: Final = 50
 _LOOK_S: Final = 0.5
-_COME_BACK_S: Final = 20.0
 _STRANGER: Final = "stranger"
 #: The shape of the toy: small, but its updates do not fit one chunk of the smallest size.
 _TOY_SHAPE: Final[Mapping[str, Any]] = {"seed": 0, "rows": 400, "features": 60, "classes": 10, "spread": 0.8}
@@ -113,9 +112,9 @@ class Found:
         return not self.invariant
 
 
-def attempt(ask: Ask) -> Found:
-    """Run one trial to its end, or to the first thing that must not be."""
-    trial = Trial(ask)
+def attempt(ask: Ask, *, trial: Trial | None = None) -> Found:
+    """Run one trial to its end, or to the first thing that must not be. `trial`: one that was tampered with."""
+    trial = trial or Trial(ask)
     try:
         trial.run()
     except Violated as error:
@@ -253,11 +252,13 @@ class Trial:
 
     def _come_back(self) -> None:
         """Power is cut once more: what comes back is what was."""
-        self.coordinator.disk.power_cut(torn=True)
         self.coordinator.die()
-        self._until(self.clock.now + _COME_BACK_S)
-        if not self.coordinator.alive:
-            raise Violated("liveness", f"the coordinator does not come back: {self.coordinator.ended_by}")
+        self.coordinator.disk.power_cut(torn=True)
+        ends_at = self.clock.now + LIVELY_WITHIN_S
+        while not self.coordinator.alive:
+            if self.clock.now >= ends_at:
+                raise Violated("liveness", f"the coordinator does not come back: {self.coordinator.ended_by}")
+            self._until(self.clock.now + _LOOK_S)
 
     # --- casting ----------------------------------------------------------------------------------------------------
 
