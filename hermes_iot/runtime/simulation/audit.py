@@ -97,10 +97,11 @@ class Auditor:
         self._rows = _rows_of(machine)
 
     def forgiven(self) -> None:
-        """Somebody takes the journal away: what was told may be forgotten this once."""
+        """Somebody takes the journal or the registry away: what was told may be forgotten this once."""
         self._told_version = 0
         self._digests.clear()
         self._acked.clear()
+        self._allotted.clear()
 
     def arrived(self) -> None:
         """An update has come, or something that should have been one."""
