@@ -42,6 +42,21 @@ def simulate(
             help="As of a real run, or cost: no training, for large fleets. [default: the fleet's, else mnist]",
         ),
     ] = None,
+    faults: Annotated[
+        str | None,
+        typer.Option(
+            "--faults",
+            metavar="NAMES",
+            help="Instead: small fleets under these faults, with commas, or all of them; list explains each.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="A:B", help="With --faults: a fleet for each. [default: 0:20]")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", min=1, max=256, help="With --faults: fleets at a time. [default: the CPUs]"),
+    ] = None,
     strategy: run_options.Strategy = "hermes-plus",
     virtual: Annotated[
         str | None,
@@ -96,6 +111,12 @@ def simulate(
     verbose: options.Verbose = False,
 ) -> int:
     """See what a fleet would do: the code of the boards on simulated time, with real training and real bytes."""
+    if faults is not None:
+        from hermes_iot.cli.trials import under_faults
+
+        return under_faults(context, faults, seeds=seeds, jobs=jobs, plain=plain, as_json=as_json, verbose=verbose)
+    if seeds is not None:
+        raise UsageError("--seeds belongs to --faults", mend="Use --seed for a simulation")
     from hermes_iot.runtime.simulation.profiles import fleet_of, link_of
 
     again = WhatIf.of(source, context) if source is not None else None

@@ -40,7 +40,7 @@ class WhatIf:
         from hermes_iot.reporting.metrics import read_metrics
         from hermes_iot.runtime.simulation.recording import check_files, recording_of
 
-        given = frozenset(name for name in context.params if _was_typed(context, name))
+        given = frozenset(name for name in context.params if was_typed(context, name))
         if "fleet" in given:
             raise UsageError("--from and --fleet contradict each other", mend="Give one of them")
         check_files(directory)
@@ -91,6 +91,7 @@ class WhatIf:
         return told
 
 
-def _was_typed(context: typer.Context, name: str) -> bool:
+def was_typed(context: typer.Context, name: str) -> bool:
+    """Whether this option stands on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"

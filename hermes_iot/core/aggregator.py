@@ -15,7 +15,16 @@ from typing import Any
 
 from hermes_iot.algorithms.compression import unpack
 from hermes_iot.algorithms.speed import Report
-from hermes_iot.algorithms.strategies.base import NOTHING, Contribution, Fleet, Merged, ScoreOf, StateDump, Strategy
+from hermes_iot.algorithms.strategies.base import (
+    NOTHING,
+    Contribution,
+    Fleet,
+    Merged,
+    Regime,
+    ScoreOf,
+    StateDump,
+    Strategy,
+)
 from hermes_iot.core.global_model import GlobalModel
 from hermes_iot.core.intake import Standing, Verdict, checked, judge
 from hermes_iot.core.member import Member
@@ -65,6 +74,11 @@ class Aggregator:
         self._state: Any = strategy.coordinator_start(initial)
         self._scores: list[Score] = []
         self._entries: list[Entry] = []
+
+    @property
+    def regime(self) -> Regime:
+        """What the strategy asks of the run."""
+        return self._strategy.regime
 
     @property
     def early(self) -> bool:

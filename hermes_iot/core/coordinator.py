@@ -15,12 +15,13 @@ import math
 from dataclasses import replace
 from typing import Any, Final
 
-from hermes_iot.algorithms.strategies.base import Merged, ScoreOf, Strategy
+from hermes_iot.algorithms.strategies.base import Merged, Regime, ScoreOf, Strategy
 from hermes_iot.core import patience, records, snapshot
 from hermes_iot.core.aggregator import Aggregator
 from hermes_iot.core.allotment import ShardOf
 from hermes_iot.core.assigner import Assigner
 from hermes_iot.core.effects import Effect, Journal, Quit, Record, Send, SendKeyframe
+from hermes_iot.core.global_model import BASES_MAX
 from hermes_iot.core.member import Member
 from hermes_iot.core.pace import Pace, Stopwatch
 from hermes_iot.core.roster import Roster
@@ -88,6 +89,7 @@ class Coordinator:
         self._status_pace = Pace(interval_s=settings.status_interval_s, done_at=now)
         self._resize_pace = Pace(interval_s=settings.resize_interval_s, done_at=now)
         self._resize_wanted = False
+        self._run_wanted = False
         self._newly_measured = 0
         self._linger_until = self._farewell_until = math.inf
         self._gone = False
@@ -121,6 +123,23 @@ class Coordinator:
     def model(self) -> Params:
         """The model that is measured, saved and handed out, shape (P,)."""
         return self._aggregator.served
+
+    @property
+    def regime(self) -> Regime:
+        """What the strategy asks of the run."""
+        return self._aggregator.regime
+
+    @property
+    def bounded(self) -> dict[str, tuple[int, int]]:
+        """What is kept of others' doings, by name: how many, and how many at most (reliability.md, I8)."""
+        members = max(1, len(self.members))
+        walks = self.manifest.data.sampling == "walk"
+        return {
+            "devices": (len(self.members), self.settings.devices_max),
+            "whole models": (self._aggregator.model.wholes, BASES_MAX),
+            # Each allocation names two; blocks are the data set's, and stay.
+            "shards": (0 if walks else len(self._assigner.allotment.shards()), 2 * members),
+        }
 
     @property
     def score(self) -> Score | None:
@@ -252,6 +271,8 @@ class Coordinator:
         if self._connected and self.version != self._keyframe_version and self._keyframe_pace.due(now=now):
             effects += self._keyframe(now)
         if self._connected and self._status_pace.due(now=now):
+            effects += [Send(message=self.manifest)] if self._run_wanted else []
+            self._run_wanted = False
             effects.append(self._announce(now))
         return effects
 
@@ -282,6 +303,9 @@ class Coordinator:
             case Update():
                 return self._on_update(member, message, now)
             case Request() if message.run == self.manifest.run:
+                if message.want == "run":  # said with the next status, and so no more often, however many ask
+                    self._run_wanted = True
+                    return []
                 if message.want == "model":
                     return [] if member.owed else [self._reply(member.device, 0, 0)]
                 return self._assigner.ship(member, message, now=now)

@@ -6,7 +6,8 @@
     any --run ended--> finished --another run, or the same again--> takes part
 
 Everything retained may arrive in any order, twice, or from an older run: run id and version are compared first, and
-what comes before its manifest is put by. Here is what concerns a device whatever it trains: its connection, which run
+what comes before its manifest is put by. A manifest that does not come, while somebody leads a run that this device knows
+nothing of, is asked for: retained messages get lost like any other. Here is what concerns a device whatever it trains: its connection, which run
 it is in, its session, and what it is commanded to do.
 """
 
@@ -22,8 +23,9 @@ from hermes_iot.core.effects import Effect, Prepare, Quit, Rebirth, StoreMemory
 from hermes_iot.core.learner import Learner
 from hermes_iot.core.participation import Participation
 from hermes_iot.core.reported import Traffic
+from hermes_iot.core.retry import Retry
 from hermes_iot.core.settings import DeviceSettings
-from hermes_iot.domain import DeviceId, ModelSignature, TensorSpec, Trained
+from hermes_iot.domain import DeviceId, ModelSignature, RunId, TensorSpec, Trained
 from hermes_iot.errors import Incompatible, ProtocolError
 from hermes_iot.protocol.limits import INTEGER_MAX
 from hermes_iot.protocol.messages import (
@@ -35,6 +37,7 @@ from hermes_iot.protocol.messages import (
     Model,
     ModelHead,
     Phase,
+    Request,
     Response,
     RunManifest,
     Shard,
@@ -69,6 +72,8 @@ class Device:
         self._head: ModelHead | None = None
         self._ack: Ack | None = None
         self._stopped = False
+        self._unknown = Retry(first_s=settings.retry_s, most_s=settings.retry_max_s)  # the run that is led
+        self._led = ""
 
     @property
     def phase(self) -> Phase:
@@ -86,6 +91,16 @@ class Device:
     def learner(self) -> Learner | None:
         """Model and counters of that run."""
         return self.part.learner if self.part is not None else None
+
+    @property
+    def allocation(self) -> Allocation | None:
+        """The one in force in that run."""
+        return self.part.allocation if self.part is not None else None
+
+    @property
+    def bounded(self) -> dict[str, tuple[int, int]]:
+        """What is kept of others' doings, by name: how many, and how many at most (reliability.md, I8)."""
+        return self.part.bounded if self.part is not None else {}
 
     @property
     def memory(self) -> StoreMemory:
@@ -193,16 +208,25 @@ class Device:
 
     def next_deadline(self) -> float | None:
         """When `expire` next has something to do; None when only an event can change anything."""
-        return self.part.next_deadline() if self.part is not None else None
+        deadlines = [self.part.next_deadline() if self.part is not None else None]
+        if self._board.heard:
+            deadlines.append(self._unknown.deadline)
+        return min((one for one in deadlines if one is not None), default=None)
 
     def expire(self, *, now: float) -> list[Effect]:
         """Do what has become due."""
-        return self.part.expire(now=now) if self.part is not None else []
+        effects: list[Effect] = []
+        if self._board.heard and self._unknown.due(now=now):
+            request = Request(run=RunId(self._led), session=self.memory.session, want="run")
+            effects.append(self._board.send(request))
+        return [*effects, *(self.part.expire(now=now) if self.part is not None else [])]
 
     # --- messages -------------------------------------------------------------------------------------------------
 
     def _on_manifest(self, manifest: RunManifest, now: float) -> list[Effect]:
         part, running = self.part, manifest.state == "running"
+        if manifest.run == self._led:
+            self._unknown.stop()
         if part is None or part.manifest.run != manifest.run or (part.learner is None and running):
             return self._enter_run(manifest, now)
         was_running = part.manifest.state == "running"
@@ -242,10 +266,22 @@ class Device:
     def _on_coordinator(self, status: CoordinatorStatus, now: float) -> list[Effect]:
         there = self._board.leader.online
         came = self._board.leader.heard(status)
+        self._look_for(status, now)
         if self.part is not None and came:
             self.part.hasten(now=now)
         # Most say only that time goes on: a fleet hears thousands of them, and nothing is due by them.
         return self.expire(now=now) if came or self._board.leader.online != there else []
+
+    def _look_for(self, status: CoordinatorStatus, now: float) -> None:
+        """Whether the run that is led is known here; its manifest comes before the word on it, or was lost."""
+        if status.state != "online":
+            return
+        self._led = status.run
+        known = not status.run or (self.part is not None and self.part.manifest.run == status.run)
+        if known:
+            self._unknown.stop()
+        elif self._unknown.deadline is None:
+            self._unknown.start(now=now)
 
     def _on_ack(self, ack: Ack) -> list[Effect]:
         if self.part is None or ack.run != self.part.manifest.run:

@@ -76,6 +76,11 @@ class GlobalModel:
         self._whole: Encoded | None = None
         self._differences: dict[str, Encoded] = {}
 
+    @property
+    def wholes(self) -> int:
+        """How many whole models are kept for whoever may still hold them."""
+        return len(self._wholes)
+
     def advance(self, vector: Params, score: Score | None) -> None:
         """The next version; without a score the newest one measured stays."""
         self.restore(self.version + 1, vector, score or self.score)

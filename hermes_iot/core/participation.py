@@ -61,6 +61,16 @@ class Participation:
         self._shard = ""  # what the newest iteration was begun on
         self._summons = ""  # the one followed last
 
+    @property
+    def allocation(self) -> Allocation | None:
+        """The one in force."""
+        return self._shelf.allocation
+
+    @property
+    def bounded(self) -> dict[str, tuple[int, int]]:
+        """See `Device.bounded`."""
+        return {"shards": self._shelf.known}
+
     # --- events ---------------------------------------------------------------------------------------------------
 
     def hasten(self, *, now: float) -> None:

@@ -40,6 +40,11 @@ class Shelf:
         known = (self.allocation, self._next, self._rejected)
         return max((one.version for one in known if one is not None), default=0)
 
+    @property
+    def known(self) -> tuple[int, int]:
+        """How many shards are remembered, and how many the allocations here name."""
+        return len(self._held | self._sought | self._absent | self._asked), len(self._named())
+
     def offer(self, allocation: Allocation) -> bool:
         """A newer allocation waits for its turn; False for one that is not newer (QoS 1 repeats)."""
         if allocation.version <= self.newest:

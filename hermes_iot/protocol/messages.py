@@ -272,11 +272,11 @@ class DeviceState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """``up/{device}/request``: please send the model, or the shard of this digest, or all of these."""
+    """``up/{device}/request``: please send the model, or the shard of this digest, or all of these; or say the run again."""
 
     run: Name
     session: Count
-    want: Literal["model", "shard"]
+    want: Literal["model", "shard", "run"]
     sha256: MaybeSha256 = ""
     shards: tuple[Sha256, ...] = ()
     v: Literal[1] = 1

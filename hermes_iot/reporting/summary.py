@@ -42,14 +42,15 @@ _FILES: Final = ("summary.json", "metrics.jsonl", "model.safetensors")
 _NAME_MAX: Final = 20
 
 
-def envelope(summary: Mapping[str, Any], *, kind: str) -> str:
+def envelope(summary: Mapping[str, Any], *, kind: str, ok: bool = True) -> str:
     """The one JSON document of ``--json``, on one line: ``schema``, ``ok``, then the summary's own keys.
 
     Args:
         summary: what the coordinator's runner gave, and what the caller knows besides (broker).
         kind: names the schema, ``hermes-iot/<kind>/1``.
+        ok: whether it is good news.
     """
-    return json.dumps(_document(summary, kind))
+    return json.dumps(_document(summary, kind, ok=ok))
 
 
 def write_summary(path: Path, summary: Mapping[str, Any], *, kind: str = "run") -> None:
@@ -61,8 +62,8 @@ def write_summary(path: Path, summary: Mapping[str, Any], *, kind: str = "run") 
     write_atomic(path, json.dumps(_document(summary, kind), indent=2).encode() + b"\n")
 
 
-def _document(summary: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    head = {"schema": f"hermes-iot/{kind}/1", "ok": True}
+def _document(summary: Mapping[str, Any], kind: str, *, ok: bool = True) -> dict[str, Any]:
+    head = {"schema": f"hermes-iot/{kind}/1", "ok": ok}
     return {**head, **finite(summary), **head}
 
 

@@ -78,6 +78,8 @@ class Claim:
         """
         if status.state != "online":
             return
+        if status.instance == self._instance and status.session < session:
+            return  # our own earlier life: a broker may repeat it, or come back from a crash with it
         if (status.instance, status.session) == (self._instance, session):
             self._told = True
             return

@@ -60,7 +60,10 @@ class _Stop:
 
 
 class CoordinatorRunner:
-    """See the module. `connect` gives a transport for a client id and a will (none for a look around)."""
+    """See the module. `connect` gives a transport for a client id and a will (none for a look around).
+
+    `session` names this process; None = nobody else has its name.
+    """
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class CoordinatorRunner:
         prefix: str = "hermes",
         settings: CoordinatorSettings | None = None,
         takeover: bool = False,
+        session: str | None = None,
         on_record: Callable[[str, Mapping[str, Any]], None] = lambda _event, _fields: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -95,7 +99,7 @@ class CoordinatorRunner:
         self._held: list[Send | SendKeyframe] = []
         self._receipts: list[int] = []
         self._settle_by = 0.0
-        self._session = secrets.token_hex(8)
+        self._session = session or secrets.token_hex(8)
         self._leadership = Leadership(self.topics, client_id=self.client_id, session=self._session)
         self._link: CoordinatorLink | None = None
         self.run_dir = RunDir(run_dir)
@@ -194,7 +198,7 @@ class CoordinatorRunner:
             )
             return self.conclude() if self.finished else None
         except BaseException as error:
-            self._give_up(error)
+            self.give_up(error)
             raise
         finally:
             self.close()
@@ -257,7 +261,7 @@ class CoordinatorRunner:
             self._receive(event)
         match event:
             case Delivery() if self._leadership.concerns(event):
-                if self._leadership.heard(event):
+                if self._leadership.heard(event, now=now):
                     self._perform(self.machine.connected(now=now))
             case Delivery() if self._space.wanted:
                 pass  # not counted, not answered: who sent it says it again
@@ -408,7 +412,7 @@ class CoordinatorRunner:
         if error is not None:
             raise error
 
-    def _give_up(self, error: BaseException) -> None:
+    def give_up(self, error: BaseException) -> None:
         """What ends us must not cost what was learnt since the last checkpoint, nor let devices wait for answers."""
         if self._link is None:
             return

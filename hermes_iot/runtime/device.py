@@ -207,7 +207,7 @@ class DeviceRunner:
                 clock=self._clock,
             )
         except BaseException as error:
-            self._give_up(error)
+            self.give_up(error)
             raise
         finally:
             self.close()
@@ -388,7 +388,7 @@ class DeviceRunner:
         self.link.disconnected()
         self._dial()
 
-    def _give_up(self, error: BaseException) -> None:
+    def give_up(self, error: BaseException) -> None:
         """What ends us must not leave a device behind that seems online: others would wait for its word."""
         if self._link is None or isinstance(error, IdConflict):
             return  # never connected, or the id is another's

@@ -9,6 +9,10 @@ a coordinator that was pushed out only sees a lost connection. It would come bac
 ever. So after a reconnect it looks before it speaks: where the last word is another's, the fleet is another's.
 
 Each coordinator's epoch is one above the last one's. What is heard of a lower one is the past's: we speak over it.
+
+Unless the broker itself has been away: one that was killed comes back with what it saved some time ago, the last word
+of an earlier process of ours for instance. A retained word is therefore believed only when it is not alone: somebody
+who leads repeats it while we listen, or has said another the next time we look. Who has left leads nothing.
 """
 
 from __future__ import annotations
@@ -121,6 +125,7 @@ class Leadership:
         self._fence = topics.down(client_id, "cmd")
         self._spoken = False
         self._deadline: float | None = None
+        self._rival = b""  # the word of another that lay there when we looked
 
     @property
     def filters(self) -> tuple[str, ...]:
@@ -143,22 +148,30 @@ class Leadership:
         """Whether `heard` must see this delivery, and nobody else."""
         return delivery.topic in self.filters
 
-    def heard(self, delivery: Delivery) -> bool:
+    def heard(self, delivery: Delivery, *, now: float) -> bool:
         """Take in one delivery; whether to speak now.
 
         Raises:
             IdConflict: another coordinator has spoken after us.
         """
         if delivery.topic == self._fence:
-            return self._waiting_is_over()
+            return not self._rival and self._waiting_is_over()
         status = _decoded(self._leader, delivery.payload, CoordinatorStatus)
         if status is not None and status.session == self._session:
             self._spoken = True
         elif status is not None and self._spoken:
             if status.epoch < self.epoch:
-                return True
-            raise taken_over(self._topics.fleet, by=status.host)
+                return self._deadline is None
+            self._doubt(delivery, status, now)
         return False
+
+    def _doubt(self, delivery: Delivery, status: CoordinatorStatus, now: float) -> None:
+        """Another's word, after ours."""
+        if not delivery.retain or (status.state == "online" and self._rival not in (b"", delivery.payload)):
+            raise taken_over(self._topics.fleet, by=status.host)
+        if status.state == "online":
+            log.warning("another leader is remembered host=%s run=%s: listening for it", status.host, status.run)
+            self._rival, self._deadline = delivery.payload, now + SILENT_S
 
     def next_deadline(self) -> float | None:
         """When `expire` next has something to do."""
@@ -166,7 +179,10 @@ class Leadership:
 
     def expire(self, *, now: float) -> bool:
         """An access list may keep our own word from us: then we speak without having looked. Whether to speak now."""
-        return self._deadline is not None and now >= self._deadline and self._waiting_is_over()
+        if self._deadline is None or now < self._deadline:
+            return False
+        self._rival = b""
+        return self._waiting_is_over()
 
     def _waiting_is_over(self) -> bool:
         waiting, self._deadline = self._deadline is not None, None

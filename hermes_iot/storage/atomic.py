@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from hermes_iot.errors import StorageError
+from hermes_iot.storage.disk import disk
 
 T = TypeVar("T")
 
@@ -82,7 +83,7 @@ def make_directory(directory: Path) -> None:
         StorageError: not permitted, or a file is in the way.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        disk().make_directory(directory)
     except OSError as error:
         what = f"cannot create {directory}"
         there = next((one for one in (directory, *directory.parents) if os.access(one, os.F_OK)), directory.parent)
@@ -115,7 +116,7 @@ def write_atomic(path: Path, data: bytes, *, backup: bool = False) -> None:
         _write_through(temporary, data)
         if backup:
             _keep_previous(path)
-        temporary.replace(path)
+        disk().replace(temporary, path)
         sync_directory(path.parent)
     except OSError as error:
         raise storage_error(error, f"cannot write {path}", path.parent) from error
@@ -216,17 +217,16 @@ def read_bounded(path: Path, bytes_max: int) -> bytes | None:
         StorageError: unreadable for another reason.
     """
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > bytes_max:
-                raise damaged(path, f"it has {size} bytes, at most {bytes_max} make sense")
-            return file.read()
+        size, data = disk().read(path, bytes_max)
     except FileNotFoundError:
         return None
     except OSError as error:
         if error.errno == errno.EIO:
             raise damaged(path, "the disk cannot read it") from error
         raise storage_error(error, f"cannot read {path}", path.parent) from error
+    if size > bytes_max:
+        raise damaged(path, f"it has {size} bytes, at most {bytes_max} make sense")
+    return data
 
 
 def damaged(path: Path, why: str, *, mend: str = "") -> Damaged:
@@ -246,7 +246,7 @@ def set_aside(path: Path) -> Path | None:
     """
     aside = path.with_name(f"{path.name}.damaged")
     try:
-        path.replace(aside)
+        disk().replace(path, aside)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -301,10 +301,10 @@ def sweep(directory: Path, name: str | None = None) -> None:
         StorageError: the directory cannot be read or written.
     """
     try:
-        for entry in directory.iterdir():
-            leftover = _TEMPORARY.fullmatch(entry.name)
+        for entry in disk().names(directory):
+            leftover = _TEMPORARY.fullmatch(entry)
             if leftover and name in (None, leftover[1]):
-                entry.unlink(missing_ok=True)
+                disk().unlink(directory / entry)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -319,18 +319,18 @@ def _checksum(kind: str, version: int, payload: bytes) -> str:
 
 def _temporary(path: Path) -> Path:
     # A fresh name each time: with a fixed one a second writer could rename the first one's half-written file.
-    return path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
+    return path.with_name(f".{path.name}.{disk().random_hex(6)}.tmp")
 
 
 def _write_through(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    descriptor = disk().open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         rest = memoryview(data)
         while rest:
-            rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
+            rest = rest[disk().write(descriptor, rest) :]
+        disk().sync(descriptor)
     finally:
-        os.close(descriptor)
+        disk().close(descriptor)
 
 
 def _keep_previous(path: Path) -> None:
@@ -338,7 +338,7 @@ def _keep_previous(path: Path) -> None:
     second = _temporary(path)
     try:
         try:
-            os.link(path, second)
+            disk().link(path, second)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -349,7 +349,7 @@ def _keep_previous(path: Path) -> None:
                 shutil.copyfileobj(source, target)
                 target.flush()
                 os.fsync(target.fileno())
-        second.replace(backup_of(path))
+        disk().replace(second, backup_of(path))
     finally:
         # Also after success: renaming one name of a file onto another name of the same file does nothing (POSIX).
         _discard(second)
@@ -357,16 +357,16 @@ def _keep_previous(path: Path) -> None:
 
 def _discard(temporary: Path) -> None:
     with contextlib.suppress(OSError):
-        temporary.unlink(missing_ok=True)
+        disk().unlink(temporary)
 
 
 def sync_directory(directory: Path) -> None:
     """Make the names in a directory survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = disk().open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        disk().sync(descriptor)
     except OSError as error:
         if error.errno != errno.EINVAL:  # some file systems cannot sync a directory; their renames are synchronous
             raise
     finally:
-        os.close(descriptor)
+        disk().close(descriptor)

@@ -29,6 +29,7 @@ from safetensors import numpy as tensor_file
 from hermes_iot.domain import ModelSignature, Params
 from hermes_iot.errors import Incompatible, StorageError
 from hermes_iot.storage import atomic
+from hermes_iot.storage.disk import disk
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
@@ -154,7 +155,7 @@ class CheckpointStore:
             StorageError: the directory cannot be read.
         """
         try:
-            names = [_NAME.fullmatch(entry.name) for entry in self._directory.iterdir()]
+            names = [_NAME.fullmatch(name) for name in disk().names(self._directory)]
         except FileNotFoundError:
             return ()
         except OSError as error:
@@ -226,7 +227,7 @@ class CheckpointStore:
         kept = self.versions[-self._keep :]
         for version in {*self.versions[: -self._keep], *(bad for bad in self._damaged if bad < kept[-1])}:
             try:
-                self.path(version).unlink(missing_ok=True)
+                disk().unlink(self.path(version))
             except OSError as error:
                 raise atomic.storage_error(error, f"cannot remove {self.path(version)}", self._directory) from error
             self._damaged.discard(version)

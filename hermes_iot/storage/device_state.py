@@ -26,7 +26,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -35,6 +34,7 @@ from typing import Any, Self
 
 from hermes_iot.errors import IdConflict, ProtocolError, StorageError, UsageError
 from hermes_iot.storage import atomic
+from hermes_iot.storage.disk import disk
 from hermes_iot.storage.locks import HeldLock, hold
 
 FORMAT_VERSION = 1
@@ -124,7 +124,7 @@ class DeviceStateStore:
             found, warning = self._recall()
             update, lost = self._recall_update()
             memory = found or DeviceMemory(
-                session=1, run="", seq=0, allocation_version=0, instance=secrets.token_hex(16)
+                session=1, run="", seq=0, allocation_version=0, instance=disk().random_hex(16)
             )
             if update is not None and update[0] >= memory.session:
                 newest = max((memory.session, memory.seq), update[:2])
@@ -225,10 +225,9 @@ class ShardCache:
         atomic.sweep(directory)
         entries = []
         try:
-            for entry in directory.iterdir() if directory.exists() else ():
-                if _SHA256.fullmatch(entry.name) and entry.is_file():
-                    about = entry.stat()
-                    entries.append((about.st_mtime_ns, entry.name, about.st_size))
+            for name, size, used_ns in disk().files(directory):
+                if _SHA256.fullmatch(name):
+                    entries.append((used_ns, name, size))
         except OSError as error:
             raise atomic.storage_error(error, f"cannot read {directory}", directory) from error
         # Least recently used first.
@@ -292,7 +291,7 @@ class ShardCache:
 
     def _drop(self, name: str) -> None:
         try:
-            (self._directory / name).unlink(missing_ok=True)
+            disk().unlink(self._directory / name)
         except OSError as error:
             raise atomic.storage_error(error, f"cannot remove shard {name}", self._directory) from error
         self._sizes.pop(name, None)
@@ -301,7 +300,7 @@ class ShardCache:
         self._clock_ns += _CLOCK_STEP_NS
         # A card that turned read-only must not keep the board from data it has.
         with contextlib.suppress(OSError):
-            os.utime(self._directory / name, ns=(self._clock_ns, self._clock_ns))
+            disk().touch(self._directory / name, self._clock_ns)
         self._sizes[name] = self._sizes.pop(name)
 
 

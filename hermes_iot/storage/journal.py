@@ -33,6 +33,7 @@ from typing import Final
 
 from hermes_iot.errors import StorageError
 from hermes_iot.storage import atomic
+from hermes_iot.storage.disk import disk
 
 #: A segment is closed when it has grown beyond so many bytes; whole segments are what `cut` removes.
 SEGMENT_BYTES: Final = 64 * 1024 * 1024
@@ -127,7 +128,7 @@ class Journal:
                 self._begin(self._synced)
             assert self._descriptor is not None  # noqa: S101 - `_begin` opened it
             _write(self._descriptor, self._pending)
-            os.fdatasync(self._descriptor)
+            disk().sync_data(self._descriptor)
         except OSError as error:
             self._torn = True
             with contextlib.suppress(OSError):  # else before the next try
@@ -176,7 +177,7 @@ class Journal:
             if following > before:
                 break
             try:
-                path_of(self._directory, first).unlink(missing_ok=True)
+                disk().unlink(path_of(self._directory, first))
             except OSError as error:
                 raise atomic.storage_error(
                     error, f"cannot cut the journal in {self._directory}", self._directory
@@ -210,13 +211,13 @@ class Journal:
         self.torn_bytes = length - end
         if end < _START.size:
             # Its very beginning was torn: nothing in it was ever synced.
-            path.unlink()
+            disk().unlink(path)
             return newest
         try:
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+            self._descriptor = disk().open(path, os.O_WRONLY | os.O_APPEND)
             if end < length:
-                os.ftruncate(self._descriptor, end)
-                os.fsync(self._descriptor)
+                disk().truncate(self._descriptor, end)
+                disk().sync(self._descriptor)
         except OSError as error:
             raise atomic.storage_error(
                 error, f"cannot open the journal in {self._directory}", self._directory
@@ -226,7 +227,7 @@ class Journal:
 
     def _begin(self, first: int) -> None:
         path = path_of(self._directory, first)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o666)
+        self._descriptor = disk().open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC)
         self._length = 0
         _write(self._descriptor, [_START.pack(_MAGIC, FORMAT, first)])
         atomic.sync_directory(self._directory)
@@ -237,14 +238,14 @@ class Journal:
         if self._descriptor is not None and self._length < _START.size:  # not even the segment's beginning
             self._shut()
         if self._descriptor is not None:
-            os.ftruncate(self._descriptor, self._length)
+            disk().truncate(self._descriptor, self._length)
         else:
-            path_of(self._directory, self._synced).unlink(missing_ok=True)
+            disk().unlink(path_of(self._directory, self._synced))
         self._torn = False
 
     def _shut(self) -> None:
         if self._descriptor is not None:
-            os.close(self._descriptor)
+            disk().close(self._descriptor)
             self._descriptor = None
 
 
@@ -255,7 +256,7 @@ def segments(directory: Path) -> list[int]:
         StorageError: the directory cannot be read.
     """
     try:
-        names = [_NAME.fullmatch(entry.name) for entry in directory.iterdir()]
+        names = [_NAME.fullmatch(name) for name in disk().names(directory)]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -419,7 +420,7 @@ def _write(descriptor: int, pieces: list[bytes]) -> None:
     """All of them, however the kernel cuts it."""
     rest: list[bytes | memoryview] = list(pieces)
     while rest:
-        written = os.writev(descriptor, rest[:_WRITE_PIECES])
+        written = disk().writev(descriptor, rest[:_WRITE_PIECES])
         while rest and written >= len(rest[0]):
             written -= len(rest.pop(0))
         if written:

@@ -12,7 +12,6 @@ refused like any other.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import socket
@@ -21,6 +20,7 @@ from typing import Self
 
 from hermes_iot.errors import HermesError, StorageError
 from hermes_iot.storage.atomic import make_directory, storage_error
+from hermes_iot.storage.disk import disk
 
 _HOLDER = re.compile(r"pid=([0-9]{1,10}) host=(\S{1,255})\n")
 
@@ -34,7 +34,7 @@ class HeldLock:
     def release(self) -> None:
         """Let the next one in; harmless when repeated."""
         if self._descriptor is not None:
-            os.close(self._descriptor)
+            disk().close(self._descriptor)
             self._descriptor = None
 
     def __enter__(self) -> Self:
@@ -60,15 +60,15 @@ def hold(path: Path, *, thing: str, mend: str, error: type[HermesError] = Storag
     make_directory(path.parent)
     descriptor = -1
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = disk().open(path, os.O_RDWR | os.O_CREAT)
+        disk().lock(descriptor)
     except BlockingIOError:
         why = f"{_holder(descriptor)} has it (lock file {path})"
-        os.close(descriptor)
+        disk().close(descriptor)
         raise error(f"{thing} is in use", why=why, mend=mend) from None
     except OSError as problem:
         if descriptor >= 0:
-            os.close(descriptor)
+            disk().close(descriptor)
         raise storage_error(problem, f"cannot lock {path}", path.parent) from problem
     _sign(descriptor)
     return HeldLock(descriptor)
@@ -78,10 +78,10 @@ def _sign(descriptor: int) -> None:
     # The lock holds with or without a name in it: a full disk must not keep the one rightful owner out.
     with contextlib.suppress(OSError):
         text = f"pid={os.getpid()} host={socket.gethostname()}\n".encode()
-        os.pwrite(descriptor, text, 0)
-        os.ftruncate(descriptor, len(text))
+        disk().pwrite(descriptor, text, 0)
+        disk().truncate(descriptor, len(text))
 
 
 def _holder(descriptor: int) -> str:
-    found = _HOLDER.match(os.pread(descriptor, 512, 0).decode(errors="replace"))
+    found = _HOLDER.match(disk().pread(descriptor, 512, 0).decode(errors="replace"))
     return f"process {found[1]} on {found[2]}" if found else "another process"

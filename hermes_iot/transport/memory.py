@@ -209,6 +209,27 @@ class MemoryBroker:
                 self._join(link)
         self._deliver()
 
+    def crash(self, retained: Mapping[str, bytes]) -> None:
+        """Die and come back with so much of what was retained: no will goes out, no session and no queue is left.
+
+        Every client hears `Disconnected`; each comes back with `restore`, and `start` fails until then.
+        """
+        with self._lock:
+            for client_id, session in self._sessions.items():
+                if session.link is not None:
+                    self._cut.add(client_id)
+                    self._waiting[client_id] = session.link
+                    session.link.connected = False
+                    self._events.append((session.link, Disconnected(reason="connection lost")))
+            self._sessions.clear()
+            self._absent.clear()
+            self._timers.clear()
+            self._subscriptions = _Subscriptions()
+            self._retained = {
+                topic: _Message(topic=topic, payload=payload, expires_at=None) for topic, payload in retained.items()
+            }
+        self._deliver()
+
     def next_deadline(self) -> float | None:
         """When `expire` has something to do next; None for never."""
         with self._lock:

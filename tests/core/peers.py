@@ -3,7 +3,8 @@
 The nodes do what the shells in runtime/ do - encode with `Wire`, perform effects in order, keep a memory, a cache, a
 checkpoint, a registry - and nothing else, so what is found here is the machines' own doing. `Fleet.fault` decides the
 fate of every delivery; links, processes and disks can fail between any two steps, the coordinator between any two
-effects. `Audit` holds the invariants of reliability.md against every single event.
+effects. `Audit` holds the invariants of reliability.md against every single event, with the auditor that the faulty
+simulator has (`runtime.simulation.audit`).
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from hermes_iot.protocol.messages import (
     DataInfo,
     DeviceStatus,
     Message,
+    Model,
     ModelInfo,
     RunManifest,
     StrategyInfo,
@@ -59,6 +61,7 @@ from hermes_iot.protocol.messages import (
 )
 from hermes_iot.protocol.topics import Topics
 from hermes_iot.protocol.wire import ROUTES, Packet, Wire
+from hermes_iot.runtime.simulation.audit import Auditor
 from hermes_iot.training.data import lay_out
 from hermes_iot.training.shards import decode_shard, encode_shard
 from hermes_iot.training.toy import ToyTrainer
@@ -250,7 +253,7 @@ class DeviceNode:
         """A new card: nothing is remembered."""
         self.disk = StoreMemory(session=0, seq=0, run="", allocation_version=0)
         self.cache.clear()
-        self.fleet.audit.wiped(self.name)
+        self.fleet.audit.invariants.wiped(self.name)
 
     def disconnect(self) -> None:
         self.fleet.broker.lose(self.client, will_delay_s=WILL_DELAY_S)
@@ -430,7 +433,7 @@ class LeaderNode:
 
     def lose_journal(self) -> None:
         self.journal = []
-        self.fleet.audit.lost()
+        self.fleet.audit.invariants.forgiven()
 
     def disconnect(self) -> None:
         self.fleet.broker.lose(self.client, will_delay_s=0.0)
@@ -457,12 +460,14 @@ class LeaderNode:
         try:
             received = self.wire.incoming(topic, payload, now=self.fleet.now)
         except ProtocolError as error:
-            self.fleet.audit.updates += address.channel == "update"
+            if address.channel == "update":
+                self.fleet.audit.invariants.arrived()
             reason = error.reason
             self.hear(lambda: self.machine.malformed(address.device, address.channel, reason))
             return
         if received is not None:
-            self.fleet.audit.updates += isinstance(received.message, Update)
+            if isinstance(received.message, Update):
+                self.fleet.audit.invariants.arrived()
             self.hear(lambda: self.machine.received(received, now=self.fleet.now))
 
     def expire(self) -> list[Effect]:
@@ -501,7 +506,6 @@ class LeaderNode:
                     arrays = {name: np.array(array, dtype=np.float32) for name, array in effect.arrays.items()}
                     self.checkpoint = Checkpoint(version=effect.version, arrays=arrays, scalars=scalars)
                     self.journal = []
-                    self.fleet.audit.saved()
                 case Remember(allocations=allocations):
                     for device, one in allocations.items():
                         self.allocations[device] = _as_registered(one)
@@ -535,34 +539,13 @@ def _shard_of(ranges: tuple[tuple[int, int], ...]) -> bytes:
 
 
 class Audit:
-    """The invariants, against every event (reliability.md I1-I8)."""
+    """The package's auditor, and what only these nodes can be asked."""
 
     def __init__(self) -> None:
-        self.updates = 0
-        self.applied: set[tuple[str, str, int, int]] = set()
-        self._saved: tuple[int, set[tuple[str, str, int, int]]] = (0, set())
-        self._seen_records = 0
-        self._version = 0
-        self._in_force: dict[tuple[str, str], int] = {}
+        self.invariants = Auditor()
 
     def led(self, node: LeaderNode) -> None:
-        """A coordinator starts: nothing its predecessor told anybody is forgotten, and nothing is applied again."""
-        if node.checkpoint is None:
-            self.applied = set()
-        else:
-            assert node.machine.version >= self._version
-        self.updates = node.machine.tally.received
-        self._version, self._seen_records = node.machine.version, len(node.records)
-
-    def saved(self) -> None:
-        self._saved = (self._version, set(self.applied))
-
-    def lost(self) -> None:
-        """The journal is gone: what came after the checkpoint may be applied again."""
-        self._version, self.applied = self._saved
-
-    def wiped(self, name: str) -> None:
-        self._in_force = {key: version for key, version in self._in_force.items() if key[0] != name}
+        self.invariants.led(node.machine, fresh=node.checkpoint is None)
 
     def about_to(self, node: DeviceNode, effect: Effect) -> None:
         match effect:
@@ -580,50 +563,26 @@ class Audit:
 
     def about_to_say(self, node: LeaderNode, effect: Effect) -> None:
         match effect:
-            case Send(message=Allocation() as one):
+            case Journal(entries=entries):
+                one_each = not node.machine.regime.waits
+                self.invariants.decided(node.machine.manifest, entries, one_each=one_each)
+            case Send(message=Allocation() as one, device=device):
                 # A restart must not forget what a device obeys.
                 known = node.allocations.get(one.device)
                 assert known is not None
                 assert known.version >= one.version
-            case Send(message=Ack(outcome="applied") as ack):
-                assert ack.seq >= 1
+                self.invariants.told(one, device)
+            case Send(message=Ack() as ack, device=device):
+                assert ack.seq >= 1 or ack.outcome != "applied"
+                self.invariants.told(ack, device)
+            case Send(message=Model()) | SendKeyframe():
+                self.invariants.published(node.machine.version)
 
     def device(self, node: DeviceNode) -> None:
-        part = node.machine.part
-        if part is None:
-            return
-        allocation = part._shelf.allocation
-        if allocation is not None and allocation.run == part.manifest.run:
-            key = (node.name, allocation.run)
-            assert allocation.version >= self._in_force.get(key, 0), "an older allocation is obeyed"
-            self._in_force[key] = allocation.version
-        assert len(part._shelf._held | part._shelf._sought) <= 3
-        learner = part.learner
-        if learner is not None and learner.base is not None:
-            assert np.isfinite(learner.base).all()
+        self.invariants.device(node.name, node.machine)
 
     def leader(self, node: LeaderNode) -> None:
-        machine, tally = node.machine, node.machine.tally
-        assert tally.received == self.updates
-        assert tally.received == tally.applied + tally.duplicate + tally.stale + tally.rejected
-        assert np.isfinite(machine.model).all()
-        assert len(machine._aggregator.model._wholes) <= 64
-        assert len(machine.members) <= machine.settings.devices_max
-        shards = machine._assigner.allotment.shards()
-        assert len(shards) <= 2 * max(1, len(machine.members))
-        barrier = node.fleet.strategy.regime.waits
-        for record in node.records[self._seen_records :]:
-            if record.event == "merge":
-                fields = record.fields
-                key = (machine.manifest.run, fields["device"], fields["session"], fields["seq"])
-                assert key not in self.applied, f"applied twice: {key}"
-                self.applied.add(key)
-                # At a barrier many updates make one version, and one that leaves can be who makes it.
-                assert fields["version"] - self._version in ((0, 1) if barrier else (1,))
-                self._version = fields["version"]
-        self._seen_records = len(node.records)
-        assert machine.version - self._version in ((0, 1) if barrier else (0,))
-        self._version = machine.version
+        self.invariants.leader(node.machine)
 
 
 class Fleet:

@@ -171,6 +171,19 @@ def test_a_device_that_crashes_takes_up_its_retained_allocation():
     all_progress(made)
 
 
+def test_a_device_that_the_runs_manifest_never_reached_asks_for_it():
+    made = fleet()
+    made.run(5.0)
+    made.fault = losing("run", of="late")
+    late = made.join("late")
+    made.run(1.0)
+    assert late.machine.manifest is None
+    said = made.broker.published[TOPICS.all("run")]
+    made.fault = lambda _client, _topic, _payload: 1
+    all_progress(made)
+    assert made.broker.published[TOPICS.all("run")] == said + 1, "it is said to all, so once is enough"
+
+
 def test_a_device_boots_and_trains_while_the_coordinator_is_away():
     made = fleet()
     made.run(5.0)
@@ -382,6 +395,7 @@ def test_an_allocation_that_the_registry_has_lost_is_numbered_anew():
         made.run(1.0)
     made.leader.crash()
     made.leader.allocations = known
+    made.audit.invariants.forgiven()
     node = made.devices["d1"]
     node.crash()
     made.run(0.5)

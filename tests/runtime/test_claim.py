@@ -60,6 +60,11 @@ def test_the_same_instance_with_another_session_is_a_copied_card(mine):
         mine.heard(birth("mine", session=4), session=1, now=1.0)
 
 
+def test_F02_an_earlier_life_of_this_board_is_nobody_else_however_late_a_broker_repeats_it(mine):
+    mine.heard(birth("mine", session=3), session=3, now=0.0)
+    mine.heard(birth("mine", session=2), session=3, now=1.0)
+
+
 def test_the_incumbent_stays(mine, caplog):
     told(mine)
     mine.heard(birth("theirs"), session=1, now=OLD)

@@ -142,8 +142,9 @@ def claim():
     return Leadership(TOPICS, client_id="lab-coordinator", session="mine")
 
 
-def said(session, state="online", epoch=0):
-    return Delivery(topic=LEADER, payload=status(state, session=session, epoch=epoch))
+def said(session, state="online", *, host="bench", retain=False, epoch=0):
+    payload = status(state, session=session, host=host, epoch=epoch)
+    return Delivery(topic=LEADER, payload=payload, retain=retain)
 
 
 FENCE = TOPICS.down("lab-coordinator", "cmd")
@@ -157,43 +158,43 @@ def test_the_first_connection_may_speak_at_once(claim):
 
 def test_others_words_before_our_first_one_do_not_matter(claim):
     claim.connected(Line(), now=0.0)
-    assert not claim.heard(said("theirs"))
-    assert not claim.heard(said("mine"))
+    assert not claim.heard(said("theirs"), now=1.0)
+    assert not claim.heard(said("mine"), now=1.0)
 
 
 @pytest.mark.parametrize("state", ["online", "offline"])
 def test_anothers_word_after_ours_means_that_the_fleet_is_anothers(claim, state):
     claim.connected(Line(), now=0.0)
-    claim.heard(said("mine"))
+    claim.heard(said("mine"), now=1.0)
     with pytest.raises(IdConflict, match="another coordinator took over fleet 'lab': it runs on host 'bench'"):
-        claim.heard(said("theirs", state))
+        claim.heard(said("theirs", state), now=1.0)
 
 
 @pytest.mark.parametrize("state", ["online", "offline"])
 def test_the_word_of_one_we_took_over_from_is_spoken_over(claim, state):
     claim.epoch = 5
     claim.connected(Line(), now=0.0)
-    claim.heard(said("mine", epoch=5))
-    assert claim.heard(said("theirs", state, epoch=4))
+    claim.heard(said("mine", epoch=5), now=1.0)
+    assert claim.heard(said("theirs", state, epoch=4), now=2.0)
     with pytest.raises(IdConflict):
-        claim.heard(said("theirs", state, epoch=5))
+        claim.heard(said("theirs", state, epoch=5), now=3.0)
 
 
 def test_after_a_reconnect_it_looks_before_it_speaks(claim):
     line = Line()
     claim.connected(line, now=0.0)
-    claim.heard(said("mine"))
+    claim.heard(said("mine"), now=1.0)
     assert not claim.connected(line, now=1.0)
     assert line.published == [FENCE]
-    assert not claim.heard(said("mine", "offline")), "our own will is not another's word"
-    assert claim.heard(Delivery(topic=FENCE, payload=b"{}")), "nobody has spoken after us"
-    assert not claim.heard(Delivery(topic=FENCE, payload=b"{}")), "a repetition says nothing new"
+    assert not claim.heard(said("mine", "offline"), now=1.0), "our own will is not another's word"
+    assert claim.heard(Delivery(topic=FENCE, payload=b"{}"), now=1.0), "nobody has spoken after us"
+    assert not claim.heard(Delivery(topic=FENCE, payload=b"{}"), now=1.0), "a repetition says nothing new"
     assert claim.next_deadline() is None
 
 
 def test_where_our_own_word_is_kept_from_us_we_speak_after_a_while(claim):
     claim.connected(Line(), now=0.0)
-    claim.heard(said("mine"))
+    claim.heard(said("mine"), now=1.0)
     claim.connected(Line(), now=1.0)
     due = claim.next_deadline()
     assert 1.0 < due <= 10.0
@@ -205,12 +206,56 @@ def test_where_our_own_word_is_kept_from_us_we_speak_after_a_while(claim):
 def test_a_connection_that_is_lost_while_we_look_is_looked_into_again(claim):
     line = Line()
     claim.connected(line, now=0.0)
-    claim.heard(said("mine"))
+    claim.heard(said("mine"), now=1.0)
     claim.connected(line, now=1.0)
     claim.disconnected()
     assert claim.next_deadline() is None
     assert not claim.connected(line, now=2.0)
-    assert claim.heard(Delivery(topic=FENCE, payload=b"{}"))
+    assert claim.heard(Delivery(topic=FENCE, payload=b"{}"), now=1.0)
+
+
+@pytest.fixture
+def back(claim):
+    """A leader that has spoken, and is connected anew at 1 s."""
+    claim.connected(Line(), now=0.0)
+    claim.heard(said("mine"), now=0.0)
+    claim.connected(Line(), now=1.0)
+    return claim
+
+
+def fence(claim):
+    return claim.heard(Delivery(topic=FENCE, payload=b"{}"), now=1.0)
+
+
+def test_F02_a_broker_that_comes_back_with_our_predecessors_last_word_takes_nobodys_lead(back):
+    assert not back.heard(said("theirs", "offline", retain=True), now=1.0)
+    assert fence(back), "who has left leads nothing"
+
+
+def test_F02_a_leader_that_is_only_remembered_by_the_broker_is_listened_for_and_does_not_lead(back):
+    assert not back.heard(said("theirs", retain=True), now=1.0)
+    assert not fence(back), "first it must be clear that nobody is there"
+    due = 1.0 + leadership.SILENT_S
+    assert back.next_deadline() == due
+    assert not back.expire(now=due - 0.1)
+    assert back.expire(now=due)
+    assert back.next_deadline() is None
+
+
+def test_a_leader_that_is_remembered_and_speaks_does_lead(back):
+    back.heard(said("theirs", retain=True), now=1.0)
+    with pytest.raises(IdConflict):
+        back.heard(said("theirs"), now=2.0)
+
+
+def test_a_leader_that_has_said_another_word_since_we_were_pushed_out_does_lead(back):
+    back.heard(said("theirs", retain=True), now=1.0)
+    back.disconnected()
+    back.connected(Line(), now=2.0)
+    back.heard(said("theirs", retain=True), now=2.0)
+    assert not fence(back), "the same word says nothing new"
+    with pytest.raises(IdConflict):
+        back.heard(said("theirs", host="moved", retain=True), now=3.0)
 
 
 def test_patience_is_longer_than_a_leaders_silence():
