@@ -140,7 +140,7 @@ class Device:
             Incompatible: the run cannot be taken part in (strategy unknown here).
         """
         part = self.part
-        self._board.leader.check(getattr(received.message, "epoch", 0))
+        self._board.leader.check(getattr(received.message, "epoch", 0), now=now)
         match received.message:
             case RunManifest() as manifest:
                 return self._on_manifest(manifest, now)

@@ -221,6 +221,11 @@ class CoordinatorRunner:
         """Whether the loop goes on."""
         return self._running
 
+    @property
+    def suspended(self) -> bool:
+        """Whether nothing is taken in for want of room on the disk."""
+        return self._space.wanted
+
     def next_deadline(self) -> float | None:
         """The earliest deadline of the machine, the wire and the leadership."""
         deadlines = (

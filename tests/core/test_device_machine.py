@@ -138,6 +138,18 @@ def test_a_coordinator_that_was_taken_over_is_not_obeyed_any_more():
     assert train.job.samples == 30
 
 
+def test_a_coordinator_that_is_heard_no_more_holds_nobody_up():
+    board = Board(NEVER).at_work()
+    board.tell(replace(online("c2"), epoch=4))
+    board.wait(10.0)
+    with pytest.raises(ProtocolError, match="was taken over"):
+        board.tell(replace(manifest("run-b"), epoch=1))
+    board.tell(replace(online("c2"), epoch=4))
+    board.wait(16.0)
+    board.tell(replace(manifest("run-b"), epoch=1))
+    assert board.machine.manifest.run == "run-b"
+
+
 def test_a_broker_that_forgot_who_led_begins_to_count_anew():
     board = Board(NEVER).at_work()
     board.tell(replace(online("c2"), epoch=4))

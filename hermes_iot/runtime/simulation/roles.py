@@ -108,6 +108,8 @@ class CoordinatorProcess(Process):
         address = self.topics.parse(delivery.topic)
         if address is None or address.channel != "update" or not delivery.payload:
             return
+        if self.runner is not None and self.runner.suspended:
+            return
         self._wire.expire(now=self.clock())
         try:
             received = self._wire.incoming(delivery.topic, delivery.payload, now=self.clock())
