@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from hermes_iot.domain import Codec, DataMode, GateSplit, Ranges, Sampling, Telemetry
 from hermes_iot.protocol.schema import (
+    Bitmap,
     ChunkBytes,
     Count,
     Digest,
@@ -183,10 +184,17 @@ class Ack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """``down/{device}/cmd``: one order with a transaction id that the answer repeats; `push` is followed once per id."""
+    """``down/{device}/cmd``: one order with a transaction id that the answer repeats; `push` is followed once per id.
+
+    Attributes:
+        transfer, parts, missing: of a `resend`, which parts of which transfer; without them the update as a whole.
+    """
 
     id: Name
     name: CommandName
+    transfer: MaybeSha256 = ""
+    parts: Count = 0
+    missing: Bitmap = b""
     v: Literal[1] = 1
 
 
@@ -252,13 +260,20 @@ class DeviceState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """``up/{device}/request``: please send the model, or the shard of this digest, or all of these."""
+    """``up/{device}/request``: please send the model, or the shard of this digest, or all of these.
+
+    Attributes:
+        transfer, parts, missing: rather only these parts of a transfer that came in part, if they can still be had.
+    """
 
     run: Name
     session: Count
     want: Literal["model", "shard"]
     sha256: MaybeSha256 = ""
     shards: tuple[Sha256, ...] = ()
+    transfer: MaybeSha256 = ""
+    parts: Count = 0
+    missing: Bitmap = b""
     v: Literal[1] = 1
 
 
