@@ -12,7 +12,7 @@ it is in, its session, and what it is commanded to do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -40,7 +40,7 @@ from hermes_iot.protocol.messages import (
     Shard,
     StrategyInfo,
 )
-from hermes_iot.protocol.wire import Received
+from hermes_iot.protocol.wire import Missing, Received
 
 __all__ = ["Device", "DeviceSettings"]
 
@@ -93,13 +93,21 @@ class Device:
 
     # --- events ---------------------------------------------------------------------------------------------------
 
-    def connected(self, *, now: float) -> list[Effect]:
-        """A (re)connection is up: say so, report the state, and ask again at once for what is awaited."""
+    def connected(self, *, now: float, arriving: Mapping[str, float] | None = None) -> list[Effect]:
+        """A (re)connection is up: say so, report the state, and ask again at once for what is awaited.
+
+        Args:
+            now: seconds.
+            arriving: channels on which a message is half received, and until when the rest of it is waited for: that
+                is asked for by its parts, and not as a whole.
+        """
         self._board.connected = True
         birth = self._board.send(self._board.birth)
         if self.part is None:
             return [birth]
         self.part.hasten(now=now)
+        for channel, until in (arriving or {}).items():
+            self.part.arriving(channel, until=until)
         return [birth, *self.part.report(now=now), *self.part.expire(now=now)]
 
     def disconnected(self) -> None:
@@ -110,6 +118,15 @@ class Device:
         """The shell moved so many payload bytes; they are reported in the state."""
         self._traffic.bytes_up += up
         self._traffic.bytes_down += down
+
+    def arriving(self, channel: str, *, until: float) -> None:
+        """A message comes in parts; the next one should be here by then."""
+        if self.part is not None:
+            self.part.arriving(channel, until=until)
+
+    def stalled(self, gaps: Iterable[Missing]) -> list[Effect]:
+        """Parts of messages do not come by themselves."""
+        return [effect for gap in gaps if self.part is not None for effect in self.part.stalled(gap)]
 
     def refused(self) -> None:
         """The shell dropped a malformed message."""
@@ -269,9 +286,12 @@ class Device:
             case "pause" | "resume":
                 self._board.paused = command.name == "pause"
                 done = self.expire(now=now)
+            case "resend" if command.transfer:
+                done = self.part.resend(command, now=now) if self.part is not None else []
             case "resend":
                 if self.part is not None:
                     self.part.hasten(now=now)
+                    self.part.outbox.hurried = False
                 done = self.expire(now=now)
             case "drain":
                 self._board.draining = True

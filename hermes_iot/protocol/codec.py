@@ -150,7 +150,11 @@ def _apart(payload: bytes | memoryview) -> tuple[bytes, memoryview] | None:
     head = bytes(whole[:_HEAD_BYTES_MAX])
     at = head.find(_BODY)
     begins = at + len(_BODY) + _BINARY_HEADER_BYTES
-    if at < 0 or begins > len(head) or head[begins - _BINARY_HEADER_BYTES : begins] != _binary_header(len(whole) - begins):
+    if (
+        at < 0
+        or begins > len(head)
+        or head[begins - _BINARY_HEADER_BYTES : begins] != _binary_header(len(whole) - begins)
+    ):
         return None
     return head[:at] + _BODY + _binary_header(0), whole[begins:]
 

@@ -224,6 +224,14 @@ class Reassembler:
         for transfer in self._transfers.values():
             self._hurry(transfer, now)
 
+    def arriving(self) -> dict[str, float]:
+        """The senders of messages that may still come by being asked for, and until when each is waited for."""
+        found: dict[str, float] = {}
+        for transfer in self._transfers.values():
+            if transfer.ask_at < math.inf:
+                found[transfer.sender] = max(transfer.ask_at, found.get(transfer.sender, transfer.ask_at))
+        return found
+
     def next_deadline(self, *, asking: bool = True) -> float | None:
         """When `expire` or, with `asking`, `gaps` next has something to do."""
         if not asking:

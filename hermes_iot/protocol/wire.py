@@ -233,6 +233,10 @@ class Wire:
         """When `expire` or, with `asking`, `gaps` next has something to do."""
         return self._reassembler.next_deadline(asking=asking)
 
+    def arriving(self) -> dict[str, float]:
+        """Channels on which a message is half received, and until when the rest is waited for before it is asked for."""
+        return {sender.rpartition("/")[2]: until for sender, until in self._reassembler.arriving().items()}
+
     @property
     def awaited_until(self) -> float | None:
         """After a delivery that was a new part of a message which is not whole yet: how long to wait for more of it."""
@@ -255,7 +259,8 @@ class Wire:
         if address.channel == "model_part" and chunk.part != address.part:
             raise ProtocolError("parts", f"part {chunk.part} of a keyframe on the topic of part {address.part}")
         named = address.channel != "model_part"
-        most = 1 if kind is Update else None  # a device has one under way
+        # A device has one update under way, and awaits one answer.
+        most = 1 if named and kind is not Shard else None
         whole = self._reassembler.add(sender, chunk, now=now, resumable=named and self.resumes, most=most)
         if whole is None:
             return None
@@ -273,7 +278,7 @@ class Wire:
 
     def _cut(self, message: TensorMessage, pieces: tuple[bytes, bytes], parts: int, least: int = 1) -> Cut:
         total = sum(map(len, pieces))
-        parts = parts or min(max(least, parts_for(total, chunk_bytes=self.chunk_bytes)), total)
+        parts = min(parts, total) or min(max(least, parts_for(total, chunk_bytes=self.chunk_bytes)), total)
         if total > self.limits.message_bytes_max:
             raise _too_large(message, f"{total} bytes, at most {self.limits.message_bytes_max}")
         if parts > self.limits.parts_max:

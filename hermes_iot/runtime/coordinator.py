@@ -22,7 +22,7 @@ from typing import Any, Final
 from hermes_iot import __version__
 from hermes_iot.config import RunConfig
 from hermes_iot.core.coordinator import Coordinator, CoordinatorSettings
-from hermes_iot.core.effects import Checkpoint, Effect, Journal, Quit, Record, Remember, Send, SendKeyframe
+from hermes_iot.core.effects import Checkpoint, Effect, Journal, Quit, Record, Remember, Resend, Send, SendKeyframe
 from hermes_iot.errors import HermesError, IdConflict, Incompatible, ProtocolError, StorageError
 from hermes_iot.protocol import codec
 from hermes_iot.protocol.messages import Allocation, CoordinatorStatus
@@ -81,7 +81,7 @@ class CoordinatorRunner:
         self._clock = clock
         self._running = False
         self._unsaved: list[Remember] = []
-        self._held: list[Send | SendKeyframe] = []
+        self._held: list[Send | Resend | SendKeyframe] = []
         self._settle_by = 0.0
         self._session = secrets.token_hex(8)
         self._leadership = Leadership(self.topics, client_id=self.client_id, session=self._session)
@@ -204,13 +204,13 @@ class CoordinatorRunner:
 
     def next_deadline(self) -> float | None:
         """The earliest deadline of the machine, the wire and the leadership."""
-        deadlines = (self.machine.next_deadline(), self.link.wire.next_deadline(), self._leadership.next_deadline())
+        deadlines = (self.machine.next_deadline(), self.link.next_deadline(), self._leadership.next_deadline())
         return min((one for one in deadlines if one is not None), default=None)
 
     def expire(self) -> None:
         """Whatever is due."""
         now = self._clock()
-        self.link.wire.expire(now=now)
+        self._perform(self.link.tend(now=now))
         if self._leadership.expire(now=now):
             self._perform(self.machine.connected(now=now))
         self._perform(self.machine.expire(now=now))
@@ -227,6 +227,7 @@ class CoordinatorRunner:
                 self._perform(self.link.deliver(event, now=now))
             case Connected():
                 self.link.connected(event)
+                self.link.wire.hasten(now=now)
                 log.info("connected fleet=%s run=%s", self.fleet, self.run_id)
                 if self._leadership.connected(self.link.transport, now=now):
                     self._perform(self.machine.connected(now=now))
@@ -253,7 +254,7 @@ class CoordinatorRunner:
             match effect:
                 case Send(message=Allocation()):
                     self._held.append(effect)
-                case Send() | SendKeyframe():
+                case Send() | Resend() | SendKeyframe():
                     if self.run_dir.unsynced or self._held:
                         self._held.append(effect)
                     else:
@@ -272,11 +273,11 @@ class CoordinatorRunner:
                 case Quit(error=error, reason=reason):
                     self._quit(error, reason)
 
-    def _tell(self, effect: Send | SendKeyframe) -> None:
-        if isinstance(effect, Send):
-            self.link.perform(effect)
-        else:
+    def _tell(self, effect: Send | Resend | SendKeyframe) -> None:
+        if isinstance(effect, SendKeyframe):
             self.link.perform_keyframe(effect.model)
+        else:
+            self.link.perform(effect)
 
     def _begin_to_settle(self) -> None:
         if not self._unsaved and not self.run_dir.unsynced:

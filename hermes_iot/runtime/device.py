@@ -25,6 +25,7 @@ from hermes_iot.core.effects import (
     Quit,
     Rebirth,
     Record,
+    Resend,
     Send,
     StoreMemory,
     StoreShard,
@@ -217,7 +218,7 @@ class DeviceRunner:
 
     def next_deadline(self) -> float | None:
         """The earliest of the machine's, the wire's and the claim's deadlines."""
-        deadlines = (self.machine.next_deadline(), self.link.wire.next_deadline(), self._claim.retake_at)
+        deadlines = (self.machine.next_deadline(), self.link.next_deadline(), self._claim.retake_at)
         return min((one for one in deadlines if one is not None), default=None)
 
     def expire(self) -> None:
@@ -226,7 +227,8 @@ class DeviceRunner:
         if self._claim.retake_at is not None and now >= self._claim.retake_at:
             self._claim.retake_at = None
             self.link.transport.reconnect()
-        self.link.wire.expire(now=now)
+        self.link.expire(now=now)
+        self._perform(self.machine.stalled(self.link.gaps(now=now)))
         self._perform(self.machine.expire(now=now))
 
     def handle(self, event: object) -> None:
@@ -238,8 +240,9 @@ class DeviceRunner:
             case Connected():
                 self._claim.connected(now=now)
                 self.link.connected(event)
+                self.link.wire.hasten(now=now)
                 log.info("connected device=%s session=%d", self.config.device, self.machine.memory.session)
-                self._perform(self.machine.connected(now=now))
+                self._perform(self.machine.connected(now=now, arriving=self.link.wire.arriving()))
             case Disconnected():
                 log.warning("disconnected device=%s reason=%s", self.config.device, event.reason)
                 self.link.disconnected()
@@ -268,6 +271,8 @@ class DeviceRunner:
                 self._claim.heard(received.message, session=self.machine.memory.session, now=now)
             elif received is not None:
                 effects = self.machine.received(received, now=now)
+            elif (until := self.link.wire.awaited_until) is not None:
+                self.machine.arriving(delivery.topic.rpartition("/")[2], until=until)
         except ProtocolError as error:
             self._dropped(delivery.topic, error)
         self._perform(effects)
@@ -303,8 +308,10 @@ class DeviceRunner:
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
-                case Send(message=message, device=device):
-                    self.machine.carried(up=self.link.send(message, device=device))
+                case Send(message=message, device=device, reminder=reminder):
+                    self.machine.carried(up=self.link.send(message, device=device, reminder=reminder))
+                case Resend():
+                    self.machine.carried(up=self.link.resend(effect))
                 case Train(job=job):
                     self._workshop.train(job)
                 case Prepare(manifest=manifest):

@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 from typing import Final
 
+from hermes_iot.core.effects import Resend
 from hermes_iot.errors import AccessDenied, BrokerError, UsageError
+from hermes_iot.protocol.chunks import unpack_parts
 from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT, PACKET_OVERHEAD_BYTES
-from hermes_iot.protocol.messages import Message, Model
+from hermes_iot.protocol.messages import Message, Model, Shard, TensorMessage, Update
 from hermes_iot.protocol.topics import Topics
-from hermes_iot.protocol.wire import Packet, Received, Wire
+from hermes_iot.protocol.wire import Missing, Packet, Received, Wire
 from hermes_iot.transport.base import Connected, Delivery, Refused, Transport
 from hermes_iot.transport.rules import publish_packet_bytes
 
@@ -34,7 +36,8 @@ class Link:
     def __init__(self, topics: Topics, transport: Transport, *, chunk_bytes: int = CHUNK_BYTES_DEFAULT) -> None:
         self.topics = topics
         self.transport = transport
-        self.wire = Wire(topics)
+        self.wire = Wire(topics, resumes=True)
+        self._connected = False
         self._chunk_bytes = chunk_bytes
         self._packet_bytes_max: int | None = None
         self._stalled = False
@@ -59,20 +62,56 @@ class Link:
                 mend="Raise its maximum packet size (Mosquitto: max_packet_size)",
             )
         self._packet_bytes_max = limit
-        self._stalled = False
+        self._connected, self._stalled = True, False
         self._fit()
 
     def disconnected(self) -> None:
         """There is no connection: nothing is worth waiting for."""
-        self._stalled = True
+        self._connected, self._stalled = False, True
 
-    def send(self, message: Message, *, device: str = "") -> int:
-        """Publish one message; the payload bytes handed over.
+    def send(self, message: Message, *, device: str = "", reminder: bool = False) -> int:
+        """Publish one message, or with `reminder` the last of its parts; the payload bytes handed over.
 
         Raises:
             UsageError: it is larger than the broker or a peer takes.
         """
-        return sum(self._publish(packet) for packet in self.wire.outgoing(message, device=device))
+        if not isinstance(message, Update | Model | Shard):
+            return sum(self._publish(packet) for packet in self.wire.outgoing(message, device=device))
+        cut = self.wire.cut(message)
+        if cut.parts > 1:
+            self._sending(message, device, cut.id.hex())
+        parts = range(cut.parts - 1, cut.parts) if reminder else None
+        return sum(self._publish(packet) for packet in self.wire.packets(message, cut, device=device, parts=parts))
+
+    def resend(self, wanted: Resend) -> int:
+        """Publish some parts of a message once more; the payload bytes handed over.
+
+        None where it would not be what the other side has parts of: another message by now, encoded anew by another
+        version, or cut for a broker that took larger packets. Whoever needs it then asks for the whole.
+        """
+        cut = self.wire.cut(wanted.message, parts=wanted.parts)
+        if cut.id.hex() != wanted.transfer or cut.slice_bytes > self.wire.chunk_bytes:
+            log.debug("not resent transfer=%s parts=%d", wanted.transfer[:12], wanted.parts)
+            return 0
+        parts = unpack_parts(wanted.missing, wanted.parts)
+        packets = self.wire.packets(wanted.message, cut, device=wanted.device, parts=parts)
+        return sum(self._publish(packet) for packet in packets)
+
+    def gaps(self, *, now: float) -> list[Missing]:
+        """What of half-received messages is to be asked for now; nothing while nobody could be asked."""
+        return self.wire.gaps(now=now) if self._connected else []
+
+    def next_deadline(self) -> float | None:
+        """When half-received messages next need something done."""
+        return self.wire.next_deadline(asking=self._connected)
+
+    def expire(self, *, now: float) -> None:
+        """Drop what has been half received for too long."""
+        if late := self.wire.expire(now=now):
+            log.warning("dropped half-received messages=%d, all in all %d", late, self.wire.half_received.expired)
+
+    def _sending(self, message: TensorMessage, device: str, transfer: str) -> None:
+        """A message goes out in parts, under this id."""
 
     def send_keyframe(self, model: Model, *, parts_before: int = 0) -> tuple[int, int, int]:
         """Publish keyframe chunks, then the head; retained chunks beyond the new end are cleared.
@@ -80,15 +119,15 @@ class Link:
         Returns:
             Payload bytes of the chunks, of the head, and how many chunks the broker may hold now.
         """
-        packets, head = self.wire.keyframe(model)
-        sent = [self._publish(packet) for packet in packets]
-        parts = max(parts_before, len(packets))
+        cut, head = self.wire.keyframe_cut(model)
+        sent = [self._publish(self.wire.keyframe_packet(cut, part)) for part in range(cut.parts)]
+        parts = max(parts_before, cut.parts)
         if not all(sent):
             return sum(sent), 0, parts  # a head must not point at chunks that are not there
         head_bytes = self.send(head)
         surplus = [Packet(topic=self.topics.model_part(part), payload=b"", qos=1, retain=True) for part in range(parts)]
-        cleared = [self._hand_over(packet) for packet in surplus[len(packets) :]]
-        return sum(sent), head_bytes, len(packets) if all(cleared) else parts
+        cleared = [self._hand_over(packet) for packet in surplus[cut.parts :]]
+        return sum(sent), head_bytes, cut.parts if all(cleared) else parts
 
     def decode(self, delivery: Delivery, *, now: float) -> Received | None:
         """The message in a delivery, None when it is not complete or not for us.

@@ -71,7 +71,9 @@ def _of_one_transfer(wanted: Any) -> Any:
     if not wanted.transfer:
         return replace(wanted, parts=0, missing=b"")
     parts = 2 + wanted.parts % 16_383
-    return replace(wanted, parts=parts, missing=pack_parts({byte * parts // 256 for byte in b"\0" + wanted.missing}, parts))
+    return replace(
+        wanted, parts=parts, missing=pack_parts({byte * parts // 256 for byte in b"\0" + wanted.missing}, parts)
+    )
 
 
 def _of_field(kind: type, name: str, hint: Any) -> st.SearchStrategy[Any]:

@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hermes_iot.errors import ProtocolError
 from hermes_iot.protocol.chunks import parts_for, split
 from hermes_iot.protocol.limits import TRANSFER_BYTES, TRANSFER_PART_BYTES, Limits
-from hermes_iot.protocol.reassembly import Reassembler
 from hermes_iot.protocol.messages import Chunk
+from hermes_iot.protocol.reassembly import Reassembler
 from tests.protocol.strategies import steady
 
 LIMITS = Limits()
@@ -436,7 +436,9 @@ class Accounting(RuleBasedStateMachine):
             assert set(self.reassembler._by_sender.get(sender, {})) == {transfer.id for transfer in mine}
         for transfer in transfers:
             here = [part for part in range(transfer.parts) if transfer.here[part]]
-            held = sum((part + 1) * transfer.total // transfer.parts - part * transfer.total // transfer.parts for part in here)
+            held = sum(
+                (part + 1) * transfer.total // transfer.parts - part * transfer.total // transfer.parts for part in here
+            )
             assert transfer.held == held <= transfer.total
             assert 0 < transfer.held_parts == len(here) < transfer.parts
 

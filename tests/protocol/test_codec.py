@@ -284,7 +284,12 @@ def test_one_more_than_a_limit_is_refused_under_its_reason(exceed, reason):
 
 def test_every_limit_is_tested_somewhere():
     here = {"json_bytes_max", "message_bytes_max", "inflated_bytes_max", "parts_max"}
-    in_test_chunks = {"transfers_per_device_max", "transfers_bytes_max", "transfer_deadline_s", "transfer_bytes_per_s_min"}
+    in_test_chunks = {
+        "transfers_per_device_max",
+        "transfers_bytes_max",
+        "transfer_deadline_s",
+        "transfer_bytes_per_s_min",
+    }
     in_test_reassembly = {"resume_after_s", "resumes_max", "transfers_remembered_max"}
     the_coordinators = {"devices_max"}
     assert {f.name for f in fields(Limits)} == here | in_test_chunks | in_test_reassembly | the_coordinators
