@@ -119,6 +119,12 @@ class Device:
         self._traffic.bytes_up += up
         self._traffic.bytes_down += down
 
+    def uploading(self, *, active: bool, now: float) -> None:
+        """A large update is on its way to the broker, or all of it is there: from then on an answer can be waited for."""
+        self._board.uploading = active
+        if self.part is not None and not active:
+            self.part.uploaded(now=now)
+
     def arriving(self, channel: str, *, until: float) -> None:
         """A message comes in parts; the next one should be here by then."""
         if self.part is not None:

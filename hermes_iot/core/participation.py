@@ -239,10 +239,16 @@ class Participation:
 
     # --- parts of messages ----------------------------------------------------------------------------------------
 
+    def uploaded(self, *, now: float) -> None:
+        """The broker has all of the update: the time for its answer begins."""
+        self.outbox.since = now
+        self.outbox.retry.postpone(now)
+
     def arriving(self, channel: str, *, until: float) -> None:
-        """A message comes in parts, the next one by then: what is on its way is not asked for."""
-        if channel == "model":
+        """A message comes in parts, the next one by then: what is on its way is not asked for, and is waited for."""
+        if channel == "model" and until < math.inf:
             self.outbox.retry.postpone(until)
+            self.outbox.since = max(self.outbox.since, until - self._board.settings.alone_after_s)
         self._lacking.postpone(until)
 
     def stalled(self, gap: Missing) -> list[Effect]:
@@ -286,14 +292,15 @@ class Participation:
     def next_deadline(self) -> float | None:
         """When `expire` next has something to do; None when only an event can change anything."""
         deadlines: list[float] = []
-        if self._board.heard and (asks_at := self.outbox.retry.deadline) is not None:
+        asks = self._board.heard and not self._board.uploading
+        if asks and (asks_at := self.outbox.retry.deadline) is not None:
             deadlines.append(asks_at)
         if self._board.connected:
             if (lacks_at := self._lacking.deadline) is not None:
                 deadlines.append(lacks_at)
             if self._state_changed:
                 deadlines.append(self._state_pace.deadline)
-        if self.phase == "pushed":
+        if self.phase == "pushed" and not self._board.uploading:
             # At once where the connection was lost meanwhile: nobody is there to be waited for.
             patience_s = self._board.settings.alone_after_s if self._board.heard else 0.0
             if self.learner is None or not self.learner.regime.waits:
@@ -303,7 +310,7 @@ class Participation:
     def expire(self, *, now: float) -> list[Effect]:
         """Do what has become due."""
         effects: list[Effect] = []
-        if self._board.heard and self.outbox.due(now=now):
+        if self._board.heard and not self._board.uploading and self.outbox.due(now=now):
             update = self.outbox.update
             effects.append(self._send_update(update) if update is not None else self._request_model())
         if self._board.connected and self._lacking.due(now=now):
@@ -344,7 +351,8 @@ class Participation:
         regime = self.learner.regime if self.learner is not None else None
         if self.outbox.awaiting is None or regime is None or regime.overlaps:
             return False
-        patient = self._board.heard and now < self.outbox.since + self._board.settings.alone_after_s
+        patience_s = self._board.settings.alone_after_s
+        patient = self._board.heard and (self._board.uploading or now < self.outbox.since + patience_s)
         return regime.waits or patient
 
     def _obey(self, learner: Learner, now: float) -> list[Effect]:

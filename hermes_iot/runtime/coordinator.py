@@ -35,7 +35,7 @@ from hermes_iot.runtime.loop import Inbox, pump
 from hermes_iot.runtime.manifest import first_size, manifest_of, new_run_id
 from hermes_iot.runtime.run_dir import RunDir
 from hermes_iot.runtime.trainers import Bench
-from hermes_iot.transport.base import Connected, Delivery, Disconnected, Refused, Transport, Will
+from hermes_iot.transport.base import Connected, Delivery, Disconnected, Refused, Room, Transport, Will
 
 log = logging.getLogger(__name__)
 
@@ -233,6 +233,8 @@ class CoordinatorRunner:
                     self._perform(self.machine.connected(now=now))
             case Disconnected():
                 self._disconnected(event)
+            case Room():
+                self.link.feed()
             case Refused():
                 check_refusal(event)
             case _Stop():
@@ -306,7 +308,7 @@ class CoordinatorRunner:
         self.finished = self.machine.finished
         log.info("end run=%s reason=%s", self.run_id, reason)
         self._settle(self._clock())
-        self.link.transport.flush(timeout_s=_FLUSH_S)
+        self.link.flush(timeout_s=_FLUSH_S)
         if error is not None:
             raise error
 
@@ -325,7 +327,7 @@ class CoordinatorRunner:
                     self.run_dir.save(self.run_id, effect)
                 elif isinstance(effect, Send) and ours:
                     self._link.perform(effect)
-            self._link.transport.flush(timeout_s=_GOODBYE_S)
+            self._link.flush(timeout_s=_GOODBYE_S)
 
     def conclude(self) -> dict[str, Any]:
         """Measure on the test rows, write the model, record the end; the run's summary."""

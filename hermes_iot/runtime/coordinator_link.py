@@ -63,10 +63,15 @@ class CoordinatorLink(Link):
 
     def perform(self, effect: Send | Resend) -> None:
         """Send a message of the machine's, or parts of one."""
-        route = ROUTES[type(effect.message)]
-        tensor = route.direction == "down" and route.channel in {"model", "data"}
-        sent = self.send(effect.message, device=effect.device) if isinstance(effect, Send) else self.resend(effect)
-        self._machine.carried(route.channel, down=sent, tensor=tensor)
+        if isinstance(effect, Resend):
+            self.resend(effect)
+            return
+        sent = self.send(effect.message, device=effect.device)
+        if not isinstance(effect.message, Model | Shard):  # of those, whatever was handed over is counted already
+            self._machine.carried(ROUTES[type(effect.message)].channel, down=sent, tensor=False)
+
+    def _carried(self, message: TensorMessage, sent: int) -> None:
+        self._machine.carried(ROUTES[type(message)].channel, down=sent)
 
     def _sending(self, message: TensorMessage, device: str, transfer: str) -> None:
         if isinstance(message, Model | Shard):

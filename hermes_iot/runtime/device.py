@@ -44,7 +44,7 @@ from hermes_iot.runtime.strategies import from_manifest
 from hermes_iot.runtime.worker import Failed, ThreadWorker, Worker
 from hermes_iot.runtime.workshop import Prepared, Result, TrainerOf, Workshop
 from hermes_iot.storage.device_state import DeviceMemory, DeviceStateStore
-from hermes_iot.transport.base import Connected, Delivery, Disconnected, Refused, Transport, Will
+from hermes_iot.transport.base import Connected, Delivery, Disconnected, Refused, Room, Transport, Will
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +105,7 @@ class DeviceRunner:
         self._on_record = on_record
         self._clock = clock
         self._running = False
+        self._uploading = False
         self._link: Link | None = None
         self._chunk_bytes = CHUNK_BYTES_DEFAULT
         self._keyframe_topics: tuple[str, ...] = ()
@@ -230,6 +231,13 @@ class DeviceRunner:
         self.link.expire(now=now)
         self._perform(self.machine.stalled(self.link.gaps(now=now)))
         self._perform(self.machine.expire(now=now))
+        self._note_upload(now)
+
+    def _note_upload(self, now: float) -> None:
+        """Nothing is repeated while it is still on its way to the broker."""
+        if self._uploading != self.link.flowing:
+            self._uploading = not self._uploading
+            self.machine.uploading(active=self._uploading, now=now)
 
     def handle(self, event: object) -> None:
         """One event from the inbox."""
@@ -248,6 +256,8 @@ class DeviceRunner:
                 self.link.disconnected()
                 self.machine.disconnected()
                 self._claim.disconnected(taken_over=event.taken_over, now=now)
+            case Room():
+                self.machine.carried(up=self.link.feed())
             case Refused():
                 self._refused(event)
             case Prepared():
@@ -261,6 +271,7 @@ class DeviceRunner:
             case _Stop():
                 self._workshop.leave()
                 self._perform(self.machine.stop(event.reason[:_REASON_CHARACTERS_MAX], now=now))
+        self._note_upload(now)
 
     def _deliver(self, delivery: Delivery, now: float) -> None:
         self.machine.carried(down=len(delivery.payload))
@@ -337,7 +348,7 @@ class DeviceRunner:
                 case Quit(error=error, reason=reason):
                     self.reason = reason
                     self._running = False
-                    self.link.transport.flush(timeout_s=_FLUSH_S)
+                    self.link.flush(timeout_s=_FLUSH_S)
                     if error is not None:
                         raise error
 
@@ -374,7 +385,7 @@ class DeviceRunner:
             for effect in self.machine.stop(reason[:_REASON_CHARACTERS_MAX], now=self._clock()):
                 if isinstance(effect, Send):
                     self._link.send(effect.message, device=effect.device)
-            self._link.transport.flush(timeout_s=_GOODBYE_S)
+            self._link.flush(timeout_s=_GOODBYE_S)
 
     def _remember(self, memory: StoreMemory) -> None:
         self._store.save(

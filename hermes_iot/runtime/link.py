@@ -3,11 +3,20 @@
 A transport refuses what its queue has no room for. Here is where that is waited out: the loop that produces more than
 the broker takes is slowed down to what it takes, instead of losing an allocation or the middle of a model. The wait
 is bounded, and without a connection there is none: the machines publish again when it is back.
+
+Messages of many chunks do not wait there but in a line of their own, one behind the other, and are handed over in
+portions as the broker takes them (`feed`). So what is urgent - an ack, a state, a farewell - has never more than one
+portion before it, the loop goes on meanwhile, and a slow link has no more under way than it can carry between two
+keep-alives. A message waits uncut and unencoded, so a fleet's answers in line cost one body. Whatever replaces an older
+one of its kind takes its place. With the connection the line is gone.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from hermes_iot.core.effects import Resend
@@ -26,8 +35,26 @@ log = logging.getLogger(__name__)
 _PAUSE_S: Final = 0.05
 _PAUSES_MAX: Final = 60
 
+#: What is handed over at one time of a message of many chunks: so many bytes, but two chunks at least, or each would wait
+#: for the answer to the one before, and no more chunks than leave room for what is urgent. A chunk of the default size
+#: takes a link of 64 kbit/s 15 s, which is less than a keep-alive.
+_PORTION_BYTES: Final = 256 * 1024
+_PORTION_CHUNKS: Final = (2, 128)
+
+#: A tensor message's fields beside its body.
+_HEADER_BYTES: Final = 1024
+
 #: Topic, chunk header and a reported state fit no smaller packet.
 PACKET_BYTES_MIN: Final = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """A message on its way out, and what is left of it."""
+
+    message: TensorMessage
+    device: str
+    packets: Iterator[Packet]
 
 
 class Link:
@@ -38,6 +65,8 @@ class Link:
         self.transport = transport
         self.wire = Wire(topics, resumes=True)
         self._connected = False
+        self._streams: deque[_Stream] = deque()
+        self._flowed = False
         self._chunk_bytes = chunk_bytes
         self._packet_bytes_max: int | None = None
         self._stalled = False
@@ -67,21 +96,59 @@ class Link:
 
     def disconnected(self) -> None:
         """There is no connection: nothing is worth waiting for."""
-        self._connected, self._stalled = False, True
+        self._connected, self._stalled, self._flowed = False, True, False
+        self._streams.clear()
 
     def send(self, message: Message, *, device: str = "", reminder: bool = False) -> int:
-        """Publish one message, or with `reminder` the last of its parts; the payload bytes handed over.
+        """Publish one message, or with `reminder` the last of its parts; the payload bytes handed over by now.
 
         Raises:
             UsageError: it is larger than the broker or a peer takes.
         """
         if not isinstance(message, Update | Model | Shard):
             return sum(self._publish(packet) for packet in self.wire.outgoing(message, device=device))
-        cut = self.wire.cut(message)
-        if cut.parts > 1:
-            self._sending(message, device, cut.id.hex())
-        parts = range(cut.parts - 1, cut.parts) if reminder else None
-        return sum(self._publish(packet) for packet in self.wire.packets(message, cut, device=device, parts=parts))
+        return self._enqueue(message, device, self._parts(message, device, reminder=reminder))
+
+    def feed(self) -> int:
+        """Hand over what there is room for of the messages in line; the payload bytes.
+
+        Raises:
+            UsageError: one is larger than the broker or a peer takes.
+        """
+        fewest, most = _PORTION_CHUNKS
+        portion, total = min(most, max(fewest, _PORTION_BYTES // self.wire.chunk_bytes)), 0
+        while self._streams and self.transport.room(messages=portion):
+            stream = self._streams[0]
+            try:
+                packet = next(stream.packets, None)
+            except UsageError:
+                self._streams.popleft()
+                raise
+            if packet is None:
+                self._streams.popleft()
+                continue
+            sent = self._publish(packet)
+            if not sent:  # nothing gets through; the machines say it again
+                self._streams.clear()
+                break
+            total, self._flowed = total + sent, True
+            self._carried(stream.message, sent)
+        return total
+
+    @property
+    def flowing(self) -> bool:
+        """Whether a message in line is not with the broker yet, all of it."""
+        self._flowed = bool(self._streams) or (self._flowed and not self.transport.room(messages=1))
+        return self._flowed
+
+    def flush(self, *, timeout_s: float) -> bool:
+        """Wait until the broker has everything, what stands in line included; False when time ran out."""
+        for _ in range(round(timeout_s / _PAUSE_S)):
+            self.feed()
+            if not self._streams:
+                break
+            self.transport.flush(timeout_s=_PAUSE_S)
+        return self.transport.flush(timeout_s=timeout_s) and not self._streams
 
     def resend(self, wanted: Resend) -> int:
         """Publish some parts of a message once more; the payload bytes handed over.
@@ -93,9 +160,11 @@ class Link:
         if cut.id.hex() != wanted.transfer or cut.slice_bytes > self.wire.chunk_bytes:
             log.debug("not resent transfer=%s parts=%d", wanted.transfer[:12], wanted.parts)
             return 0
+        if any(stream.message is wanted.message for stream in self._streams):
+            return 0  # it is still being sent
         parts = unpack_parts(wanted.missing, wanted.parts)
         packets = self.wire.packets(wanted.message, cut, device=wanted.device, parts=parts)
-        return sum(self._publish(packet) for packet in packets)
+        return self._enqueue(wanted.message, wanted.device, packets)
 
     def gaps(self, *, now: float) -> list[Missing]:
         """What of half-received messages is to be asked for now; nothing while nobody could be asked."""
@@ -109,6 +178,29 @@ class Link:
         """Drop what has been half received for too long."""
         if late := self.wire.expire(now=now):
             log.warning("dropped half-received messages=%d, all in all %d", late, self.wire.half_received.expired)
+
+    def _enqueue(self, message: TensorMessage, device: str, packets: Iterator[Packet]) -> int:
+        """Put a message in line, in place of an older one of its kind; one that fits a packet goes at once."""
+        if len(message.body) + _HEADER_BYTES <= self.wire.chunk_bytes:
+            sent = sum(self._publish(packet) for packet in packets)
+            self._carried(message, sent)
+            return sent
+        if not isinstance(message, Shard):
+            kept = (one for one in self._streams if (type(one.message), one.device) != (type(message), device))
+            self._streams = deque(kept)
+        self._streams.append(_Stream(message, device, packets))
+        return self.feed()
+
+    def _parts(self, message: TensorMessage, device: str, *, reminder: bool) -> Iterator[Packet]:
+        """Cut when its turn comes."""
+        cut = self.wire.cut(message)
+        if cut.parts > 1:
+            self._sending(message, device, cut.id.hex())
+        parts = range(cut.parts - 1, cut.parts) if reminder else None
+        yield from self.wire.packets(message, cut, device=device, parts=parts)
+
+    def _carried(self, message: TensorMessage, sent: int) -> None:
+        """So many payload bytes of a tensor message were handed over."""
 
     def _sending(self, message: TensorMessage, device: str, transfer: str) -> None:
         """A message goes out in parts, under this id."""

@@ -97,17 +97,20 @@ def test_a_document_larger_than_a_packet_is_an_error_and_not_a_silence(topics):
 
 
 class Narrow:
-    """A transport whose queue has room for `room` messages and is emptied by `flush`, unless it is stuck or cut."""
+    """A transport whose queue has `places` for messages and is emptied by `flush`, unless it is stuck or cut."""
 
-    def __init__(self, room):
-        self.room, self.queue, self.sent, self.flushes = room, [], [], 0
+    def __init__(self, places):
+        self.places, self.queue, self.sent, self.flushes = places, [], [], 0
         self.stuck = self.cut = False
 
     def publish(self, topic, payload, **_options):
-        if self.cut or len(self.queue) >= self.room:
+        if self.cut or len(self.queue) >= self.places:
             return False
         self.queue.append((topic, payload))
         return True
+
+    def room(self, *, messages):
+        return len(self.queue) < messages
 
     def flush(self, *, timeout_s):
         assert timeout_s < 1, "the loop must not stand still for long"
@@ -120,7 +123,7 @@ class Narrow:
 
 
 def test_a_full_queue_slows_the_sender_down_and_loses_nothing(topics):
-    transport = Narrow(room=3)
+    transport = Narrow(places=3)
     link = Link(topics, transport, chunk_bytes=1024)
     assert link.send(model(20_480), device="pi") > 20_480
     transport.flush(timeout_s=0)
@@ -130,7 +133,7 @@ def test_a_full_queue_slows_the_sender_down_and_loses_nothing(topics):
 
 
 def test_allocations_for_a_thousand_devices_all_get_through_a_small_queue(topics):
-    transport = Narrow(room=16)
+    transport = Narrow(places=16)
     link = Link(topics, transport)
     for number in range(1000):
         allocation = Allocation(run="r", device=f"pi-{number}", version=1, samples=1, batch=1)
@@ -140,7 +143,7 @@ def test_allocations_for_a_thousand_devices_all_get_through_a_small_queue(topics
 
 
 def test_without_a_connection_nothing_is_waited_for(topics):
-    transport = Narrow(room=3)
+    transport = Narrow(places=3)
     transport.cut = True
     link = Link(topics, transport)
     for _ in range(10):
@@ -153,7 +156,7 @@ def test_without_a_connection_nothing_is_waited_for(topics):
 
 
 def test_a_broker_that_answers_nothing_is_waited_for_only_once_and_only_so_long(topics):
-    transport = Narrow(room=1)
+    transport = Narrow(places=1)
     transport.stuck = True
     link = Link(topics, transport)
     assert link.send(Command(id="a", name="ping"), device="pi") > 0
@@ -196,7 +199,7 @@ def test_chunks_that_could_not_be_cleared_are_remembered(topics):
 
 
 def test_no_head_points_at_chunks_that_did_not_get_through(topics):
-    transport = Narrow(room=5)
+    transport = Narrow(places=5)
     transport.stuck = True
     tensors, head, parts = Link(topics, transport, chunk_bytes=1024).send_keyframe(model(10_240))
     assert tensors > 0
