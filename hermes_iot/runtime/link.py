@@ -14,6 +14,7 @@ one of its kind takes its place. With the connection the line is gone.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ _PAUSES_MAX: Final = 60
 #: takes a link of 64 kbit/s 15 s, which is less than a keep-alive.
 _PORTION_BYTES: Final = 256 * 1024
 _PORTION_CHUNKS: Final = (2, 128)
+
+#: No even slices of a message are smaller: a run's chunks have twice as many bytes at least.
+_SLICE_BYTES_MIN: Final = 512
 
 #: A tensor message's fields beside its body.
 _HEADER_BYTES: Final = 1024
@@ -143,21 +147,23 @@ class Link:
 
     def flush(self, *, timeout_s: float) -> bool:
         """Wait until the broker has everything, what stands in line included; False when time ran out."""
-        for _ in range(round(timeout_s / _PAUSE_S)):
-            self.feed()
-            if not self._streams:
-                break
+        until = time.monotonic() + timeout_s
+        self.feed()
+        while self._streams and time.monotonic() < until:
             self.transport.flush(timeout_s=_PAUSE_S)
-        return self.transport.flush(timeout_s=timeout_s) and not self._streams
+            self.feed()
+        return self.transport.flush(timeout_s=max(0.0, until - time.monotonic())) and not self._streams
 
     def resend(self, wanted: Resend) -> int:
         """Publish some parts of a message once more; the payload bytes handed over.
 
         None where it would not be what the other side has parts of: another message by now, encoded anew by another
-        version, or cut for a broker that took larger packets. Whoever needs it then asks for the whole.
+        version, or cut for a broker that took larger packets, or in slices that nobody cuts: they would be mostly headers.
+        Whoever needs it then asks for the whole.
         """
         cut = self.wire.cut(wanted.message, parts=wanted.parts)
-        if cut.id.hex() != wanted.transfer or cut.slice_bytes > self.wire.chunk_bytes:
+        fits = cut.slice_bytes <= self.wire.chunk_bytes and cut.total // cut.parts >= _SLICE_BYTES_MIN
+        if cut.id.hex() != wanted.transfer or not fits:
             log.debug("not resent transfer=%s parts=%d", wanted.transfer[:12], wanted.parts)
             return 0
         if any(stream.message is wanted.message for stream in self._streams):
