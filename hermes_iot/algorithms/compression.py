@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from typing import Final
 
 import numpy as np
@@ -21,7 +22,7 @@ import numpy as np
 from hermes_iot.algorithms.deadzone import to_deadzone
 from hermes_iot.algorithms.quantize import from_int4, from_int8, int4_bytes, int8_bytes, to_int4, to_int8
 from hermes_iot.algorithms.sparse import from_topk, longest_topk, shortest_topk, to_topk
-from hermes_iot.algorithms.trees import is_finite
+from hermes_iot.algorithms.trees import BLOCK, is_finite
 from hermes_iot.domain import Codec, Params
 from hermes_iot.errors import ProtocolError
 
@@ -57,8 +58,12 @@ def _from_fp32(body: bytes | bytearray | memoryview, size: int) -> Params:
 
 
 def _to_fp16(vector: Params) -> bytes:
-    # The cast rounds to nearest, ties to even.
-    return np.clip(vector, -FP16_MAX, FP16_MAX).astype("<f2").tobytes()
+    # The cast rounds to nearest, ties to even. Block by block: clamped and cast at once, a model of 100 MB would lie in
+    # memory twice more.
+    encoded = BytesIO()
+    for at in range(0, vector.size, BLOCK):
+        encoded.write(np.clip(vector[at : at + BLOCK], -FP16_MAX, FP16_MAX).astype("<f2").data)
+    return encoded.getvalue()
 
 
 def _from_fp16(body: bytes | bytearray | memoryview, size: int) -> Params:

@@ -90,12 +90,12 @@ def backup_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.bak")
 
 
-def write_atomic(path: Path, data: bytes, *, backup: bool = False) -> None:
+def write_atomic(path: Path, *data: bytes | memoryview, backup: bool = False) -> None:
     """Replace the content of `path`; a crash at any instant leaves the old bytes or the new ones.
 
     Args:
         path: the file; its directory must exist.
-        data: the whole new content.
+        data: the whole new content, in pieces of bytes laid end to end.
         backup: keep the version before as ``<name>.bak``.
 
     Raises:
@@ -272,12 +272,13 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
 
 
-def _write_through(path: Path, data: bytes) -> None:
+def _write_through(path: Path, data: tuple[bytes | memoryview, ...]) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
+        for piece in data:
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
