@@ -30,6 +30,7 @@ test-slow: $(VENV)/.installed-dev mosquitto
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.simulator $(ARGS)
+	$(BIN)/python -m benchmarks.exchange
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from typing import Final
 
 import numpy as np
@@ -25,7 +26,7 @@ from hermes_iot.algorithms.quantize import from_int4, from_int8, int4_bytes, int
 from hermes_iot.algorithms.signs import from_sign, sign_bytes, to_sign
 from hermes_iot.algorithms.sparse import from_topk, longest_topk, shortest_topk, to_topk
 from hermes_iot.algorithms.split import Split
-from hermes_iot.algorithms.trees import is_finite
+from hermes_iot.algorithms.trees import BLOCK, is_finite
 from hermes_iot.domain import Codec, Params
 from hermes_iot.errors import ProtocolError
 
@@ -65,7 +66,11 @@ def _from_fp32(body: bytes | bytearray | memoryview, size: int) -> Params:
 
 
 def _to_fp16(vector: Params) -> bytes:
-    return to_halves(vector).astype("<u2", copy=False).tobytes()
+    # Block by block: clamped and cast at once, a model of 100 MB would lie in memory twice more.
+    encoded = BytesIO()
+    for at in range(0, vector.size, BLOCK):
+        encoded.write(to_halves(vector[at : at + BLOCK]).astype("<u2", copy=False).data)
+    return encoded.getvalue()
 
 
 def _from_fp16(body: bytes | bytearray | memoryview, size: int) -> Params:

@@ -23,6 +23,7 @@ class Board:
         birth: what is said at every connection.
         busy: an iteration is running, maybe still one of an earlier run.
         paused, draining: as commanded.
+        uploading: an update is still on its way to the broker.
     """
 
     device: DeviceId
@@ -34,6 +35,7 @@ class Board:
     busy: bool = False
     paused: bool = False
     draining: bool = False
+    uploading: bool = False
 
     @property
     def heard(self) -> bool:

@@ -12,6 +12,7 @@ rows, `shard_of` encodes rows. Both are pure; the same events give the same run,
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -20,12 +21,13 @@ from hermes_iot.core import patience, records, snapshot
 from hermes_iot.core.aggregator import Aggregator
 from hermes_iot.core.allotment import ShardOf
 from hermes_iot.core.assigner import Assigner
-from hermes_iot.core.effects import Effect, Journal, Quit, Record, Send, SendKeyframe
+from hermes_iot.core.effects import Effect, Journal, Quit, Record, Resend, Send, SendKeyframe
 from hermes_iot.core.global_model import BASES_MAX
 from hermes_iot.core.member import Member
 from hermes_iot.core.pace import Pace, Stopwatch
 from hermes_iot.core.roster import Roster
 from hermes_iot.core.settings import CoordinatorSettings
+from hermes_iot.core.shipped import Shipped
 from hermes_iot.core.snapshot import Restored
 from hermes_iot.core.stopping import Progress, reason_to_stop
 from hermes_iot.core.summary import summary_of
@@ -34,24 +36,31 @@ from hermes_iot.core.tally import Tally
 from hermes_iot.domain import DeviceId, Params, Score
 from hermes_iot.protocol.messages import (
     Ack,
+    Command,
     CoordinatorStatus,
     DeviceState,
     DeviceStatus,
     Message,
     Metrics,
+    Model,
     Outcome,
     Request,
     RunManifest,
     RunState,
+    Shard,
     Update,
 )
-from hermes_iot.protocol.wire import ROUTES, Received
+from hermes_iot.protocol.wire import ROUTES, Missing, Received
 
 __all__ = ["Coordinator", "CoordinatorSettings", "Restored"]
 
 #: A fleet is sized before its time when so large a part of it was measured for the first time: a large one would
 #: otherwise work for minutes as if nothing was known. Each device is such news once, so this costs it a fixed amount.
 NEWS_SHARE: Final = 1 / 8
+
+
+#: So much of a session's name fits into a command's.
+_SESSION_MAX: Final = 40
 
 
 class Coordinator:
@@ -81,6 +90,8 @@ class Coordinator:
         self._status = replace(status, run=manifest.run)
         self._summons = Summons(session=status.session, first_s=settings.retry_s, most_s=settings.retry_max_s)
         self._watch = Stopwatch(started_at=now, limit_s=settings.rules.max_wall_s)
+        self._shipped = Shipped()
+        self._gaps_asked = 0
         self._connected = False
         self._keyframe_version = -1
         self._checkpoint_version = -1
@@ -207,6 +218,26 @@ class Coordinator:
         effects = self._listen(member, message, now)
         return self._journalled([*effects, *self._attend(member, now), *self._expire(now)])
 
+    def shipped(self, device: DeviceId, transfer: str, message: Model | Shard) -> None:
+        """The shell sent this in more than one part: some of them may be asked for again."""
+        self._shipped.put(device, transfer, message)
+
+    def stalled(self, gaps: Iterable[Missing]) -> list[Effect]:
+        """Parts of updates do not come by themselves: ask for exactly these."""
+        effects: list[Effect] = []
+        for gap in gaps:
+            if gap.device in self.members and not self._gone:
+                self._gaps_asked += 1
+                order = Command(
+                    id=f"parts-{self._status.session[:_SESSION_MAX]}-{self._gaps_asked}",
+                    name="resend",
+                    transfer=gap.transfer,
+                    parts=gap.parts,
+                    missing=gap.missing,
+                )
+                effects.append(Send(message=order, device=gap.device))
+        return effects
+
     def stop(self, *, now: float) -> list[Effect]:
         """Leave in good order; the run stays unfinished and can be resumed."""
         self._tick(now)
@@ -303,12 +334,7 @@ class Coordinator:
             case Update():
                 return self._on_update(member, message, now)
             case Request() if message.run == self.manifest.run:
-                if message.want == "run":  # said with the next status, and so no more often, however many ask
-                    self._run_wanted = True
-                    return []
-                if message.want == "model":
-                    return [] if member.owed else [self._reply(member.device, 0, 0)]
-                return self._assigner.ship(member, message, now=now)
+                return self._on_request(member, message, now)
             case Metrics() if message.run == self.manifest.run:
                 return [records.iterated(member.device, message)]
         return []
@@ -343,6 +369,26 @@ class Coordinator:
             self._resize_pace.interval_s = self.settings.resize_interval_s
         following = self._assigner.follow(member, state, now=now) if not self.finished else []
         return [records.reported(member, state), *following]
+
+    def _on_request(self, member: Member, request: Request, now: float) -> list[Effect]:
+        if request.want == "model" and member.owed:
+            return []
+        if request.want == "shard" and not request.transfer:
+            return self._assigner.ship(member, request, now=now)
+        if not member.requests.take(now=now):
+            return [records.refused(member.device, "request", "rate")]
+        kept = self._shipped.find(member.device, request.transfer) if request.transfer else None
+        if kept is None:  # a shard is asked for by its name after a while
+            return [self._reply(member.device, 0, 0)] if request.want == "model" else []
+        return [
+            Resend(
+                message=kept,
+                device=member.device,
+                transfer=request.transfer,
+                parts=request.parts,
+                missing=request.missing,
+            )
+        ]
 
     def _on_update(self, member: Member, update: Update, now: float) -> list[Effect]:
         verdict = self._aggregator.take(

@@ -13,7 +13,7 @@ it is in, its session, and what it is commanded to do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +44,7 @@ from hermes_iot.protocol.messages import (
     StrategyInfo,
     Update,
 )
-from hermes_iot.protocol.wire import Received
+from hermes_iot.protocol.wire import Missing, Received
 
 __all__ = ["Device", "DeviceSettings"]
 
@@ -109,14 +109,22 @@ class Device:
 
     # --- events ---------------------------------------------------------------------------------------------------
 
-    def connected(self, *, now: float) -> list[Effect]:
-        """A (re)connection is up: say so, report the state, and ask again at once for what is awaited."""
+    def connected(self, *, now: float, arriving: Mapping[str, float] | None = None) -> list[Effect]:
+        """A (re)connection is up: say so, report the state, and ask again at once for what is awaited.
+
+        Args:
+            now: seconds.
+            arriving: channels on which a message is half received, and until when the rest of it is waited for: that
+                is asked for by its parts, and not as a whole.
+        """
         self._board.connected = True
         self._board.leader.connected()
         birth = self._board.send(self._board.birth)
         if self.part is None:
             return [birth]
         self.part.hasten(now=now)
+        for channel, until in (arriving or {}).items():
+            self.part.arriving(channel, until=until)
         return [birth, *self.part.report(now=now), *self.part.expire(now=now)]
 
     def disconnected(self) -> None:
@@ -127,6 +135,21 @@ class Device:
         """The shell moved so many payload bytes; they are reported in the state."""
         self._traffic.bytes_up += up
         self._traffic.bytes_down += down
+
+    def uploading(self, *, active: bool, now: float) -> None:
+        """A large update is on its way to the broker, or all of it is there: from then on an answer can be waited for."""
+        self._board.uploading = active
+        if self.part is not None and not active:
+            self.part.uploaded(now=now)
+
+    def arriving(self, channel: str, *, until: float) -> None:
+        """A message comes in parts; the next one should be here by then."""
+        if self.part is not None:
+            self.part.arriving(channel, until=until)
+
+    def stalled(self, gaps: Iterable[Missing]) -> list[Effect]:
+        """Parts of messages do not come by themselves."""
+        return [effect for gap in gaps if self.part is not None for effect in self.part.stalled(gap)]
 
     def refused(self) -> None:
         """The shell dropped a malformed message."""
@@ -314,9 +337,12 @@ class Device:
             case "pause" | "resume":
                 self._board.paused = command.name == "pause"
                 done = self.expire(now=now)
+            case "resend" if command.transfer:
+                done = self.part.resend(command, now=now) if self.part is not None else []
             case "resend":
                 if self.part is not None:
                     self.part.hasten(now=now)
+                    self.part.outbox.hurried = False
                 done = self.expire(now=now)
             case "drain":
                 self._board.draining = True

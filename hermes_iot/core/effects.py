@@ -9,15 +9,35 @@ from typing import Any, TypeAlias
 from hermes_iot.core.redo import Entry
 from hermes_iot.domain import Params, TrainJob
 from hermes_iot.errors import HermesError
-from hermes_iot.protocol.messages import Allocation, Message, Model, RunManifest, Update
+from hermes_iot.protocol.messages import Allocation, Message, Model, RunManifest, Shard, Update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Send:
-    """Publish one message; `device` names the topic's device where there is one."""
+    """Publish one message; `device` names the topic's device where there is one.
+
+    Attributes:
+        reminder: it was sent before: only the last of its parts, so that whoever has the others asks for what it lacks.
+    """
 
     message: Message
     device: str = ""
+    reminder: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resend:
+    """Publish these parts of a message that was sent before, if it is still cut and encoded as it was then.
+
+    Attributes:
+        transfer, parts, missing: as `Request` and `Command` name them.
+    """
+
+    message: Update | Model | Shard
+    device: str
+    transfer: str
+    parts: int
+    missing: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +151,7 @@ class Record:
 
 Effect: TypeAlias = (
     Send
+    | Resend
     | SendKeyframe
     | Prepare
     | Train

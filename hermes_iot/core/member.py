@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from hermes_iot.core.quota import Quota
 from hermes_iot.domain import DeviceId, Sizing
 from hermes_iot.protocol.messages import Allocation, DeviceState, DeviceStatus
 
@@ -98,6 +99,7 @@ class Member:
         excused: why nobody waits for it, as said last; empty where it is waited for.
         base: digest of the vector it held when it sent its newest update, where answers are differences.
         owed: its newest update was taken, and its answer waits for others.
+        requests: how often it may ask for a model, or for parts of what it was sent.
         waited_since: since when it could have been measured: it came, or got another size.
     """
 
@@ -120,6 +122,7 @@ class Member:
     excused: str = ""
     base: str = ""
     owed: bool = False
+    requests: Quota = field(default_factory=Quota)
     waited_since: float = 0.0
     applied: int = 0
     timings: list[Timing] = field(default_factory=list)

@@ -39,12 +39,16 @@ class Outbox:
         update: sent but not acked; None when there is none.
         awaiting: (session, seq) whose answer has not come; None when nothing is awaited.
         since: when the awaited update was first sent, seconds.
+        sent: `update` was handed over at least once.
+        hurried: it is repeated before its time, because the way has just opened again: what was sent may have arrived.
     """
 
     retry: Retry
     update: Update | None = None
     awaiting: tuple[int, int] | None = None
     since: float = 0.0
+    sent: bool = False
+    hurried: bool = False
     _requested: bool = False
     _unsaid: bool = False  # it is of an earlier life, and this one has not sent it yet
 
@@ -53,7 +57,7 @@ class Outbox:
         self.update = update
         self.awaiting = (update.session, update.seq)
         self.since = now
-        self._requested = self._unsaid = False
+        self._requested = self._unsaid = self.sent = self.hurried = False
         self.retry.start(now=now, allow_s=len(update.body) / BYTES_PER_S)
 
     def take_up(self, update: Update, *, now: float) -> None:
@@ -89,6 +93,23 @@ class Outbox:
         self.awaiting = None
         self._requested = self._unsaid = False
         self.retry.stop()
+
+    def hasten(self, *, now: float) -> None:
+        """Ask again at once."""
+        self.retry.hasten(now=now)
+        self.hurried = True
+
+    def handed_over(self) -> bool:
+        """The update is sent now; whether a reminder of it will do."""
+        reminder = self.sent and self.hurried
+        self.sent, self.hurried = True, False
+        return reminder
+
+    def asked_for(self, share: float, *, now: float) -> None:
+        """A part of the update is sent again, because the other side has the rest."""
+        if self.update is not None:
+            self.hurried = False
+            self.retry.start(now=now, allow_s=share * len(self.update.body) / BYTES_PER_S)
 
     def due(self, *, now: float) -> bool:
         """Whether to ask again now: with `update`, or, where that is None, with a request for the model."""

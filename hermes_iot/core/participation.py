@@ -17,20 +17,44 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Literal
 
 from hermes_iot.algorithms.compression import unpack
 from hermes_iot.algorithms.trees import is_finite
 from hermes_iot.core.board import Board
-from hermes_iot.core.effects import Effect, FetchKeyframe, FindShard, ForgetKeyframe, Record, Send, StoreShard, Train
+from hermes_iot.core.effects import (
+    Effect,
+    FetchKeyframe,
+    FindShard,
+    ForgetKeyframe,
+    Record,
+    Resend,
+    Send,
+    StoreShard,
+    Train,
+)
 from hermes_iot.core.learner import Learner
 from hermes_iot.core.outbox import BYTES_PER_S, Outbox
 from hermes_iot.core.pace import Pace
+from hermes_iot.core.quota import Quota
 from hermes_iot.core.reported import Traffic, iteration_record, metrics_of, state_of, update_of
 from hermes_iot.core.retry import Retry
 from hermes_iot.core.shelf import Shelf
 from hermes_iot.domain import Trained
 from hermes_iot.errors import ProtocolError
-from hermes_iot.protocol.messages import Allocation, Model, ModelHead, Phase, Request, RunManifest, Shard
+from hermes_iot.protocol.chunks import unpack_parts
+from hermes_iot.protocol.messages import (
+    Allocation,
+    Command,
+    Model,
+    ModelHead,
+    Phase,
+    Request,
+    RunManifest,
+    Shard,
+    Update,
+)
+from hermes_iot.protocol.wire import Missing
 
 
 class Participation:
@@ -60,6 +84,7 @@ class Participation:
         self._training = False
         self._shard = ""  # what the newest iteration was begun on
         self._summons = ""  # the one followed last
+        self._resends = Quota()
 
     @property
     def allocation(self) -> Allocation | None:
@@ -78,7 +103,7 @@ class Participation:
 
         Not without a model: whoever leads publishes a keyframe at every connection, and asking would bring another.
         """
-        self.outbox.retry.hasten(now=now)
+        self.outbox.hasten(now=now)
         if self.learner is not None and self.learner.base is not None:
             self._lacking.hasten(now=now)
 
@@ -222,19 +247,70 @@ class Participation:
         self._enter("waiting" if self._prepared else "starting")
         return self.catch_up(head, allocation, now=now) if self._prepared else []
 
+    # --- parts of messages ----------------------------------------------------------------------------------------
+
+    def uploaded(self, *, now: float) -> None:
+        """The broker has all of the update: the time for its answer begins."""
+        self.outbox.since = now
+        self.outbox.retry.postpone(now)
+
+    def arriving(self, channel: str, *, until: float) -> None:
+        """A message comes in parts, the next one by then: what is on its way is not asked for, and is waited for."""
+        if channel == "model" and until < math.inf:
+            self.outbox.retry.postpone(until)
+            self.outbox.since = max(self.outbox.since, until - self._board.settings.alone_after_s)
+        self._lacking.postpone(until)
+
+    def stalled(self, gap: Missing) -> list[Effect]:
+        """Parts of a message did not come: ask for them, if it is still wanted."""
+        learner = self.learner
+        if learner is None or self.phase == "finished" or not self._board.connected:
+            return []
+        want: Literal["model", "shard"] = "model" if gap.channel == "model" else "shard"
+        if want == "model" and learner.base is not None and self.outbox.awaiting is None:
+            return []
+        self.arriving(gap.channel, until=gap.patient_until)
+        request = Request(
+            run=self.manifest.run,
+            session=self._board.memory.session,
+            want=want,
+            transfer=gap.transfer,
+            parts=gap.parts,
+            missing=gap.missing,
+        )
+        return [self._board.send(request)]
+
+    def resend(self, command: Command, *, now: float) -> list[Effect]:
+        """The coordinator has a part of the update under way, if that is the one it means, and lacks the rest."""
+        update = self.outbox.update
+        if update is None or not self._resends.take(now=now):
+            return []
+        missing = unpack_parts(command.missing, command.parts)
+        self.outbox.asked_for(len(missing) / command.parts, now=now)
+        return [
+            Resend(
+                message=update,
+                device=self._board.device,
+                transfer=command.transfer,
+                parts=command.parts,
+                missing=command.missing,
+            )
+        ]
+
     # --- timers ---------------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> float | None:
         """When `expire` next has something to do; None when only an event can change anything."""
         deadlines: list[float] = []
-        if self._board.heard and (asks_at := self.outbox.retry.deadline) is not None:
+        asks = self._board.heard and not self._board.uploading
+        if asks and (asks_at := self.outbox.retry.deadline) is not None:
             deadlines.append(asks_at)
         if self._board.connected:
             if (lacks_at := self._lacking.deadline) is not None:
                 deadlines.append(lacks_at)
             if self._state_changed:
                 deadlines.append(self._state_pace.deadline)
-        if self.phase == "pushed":
+        if self.phase == "pushed" and not self._board.uploading:
             # At once where the connection was lost meanwhile: nobody is there to be waited for.
             patience_s = self._board.settings.alone_after_s if self._board.heard else 0.0
             if self.learner is None or not self.learner.regime.waits:
@@ -244,9 +320,9 @@ class Participation:
     def expire(self, *, now: float) -> list[Effect]:
         """Do what has become due."""
         effects: list[Effect] = []
-        if self._board.heard and self.outbox.due(now=now):
+        if self._board.heard and not self._board.uploading and self.outbox.due(now=now):
             update = self.outbox.update
-            effects.append(self._board.send(update) if update is not None else self._request_model())
+            effects.append(self._send_update(update) if update is not None else self._request_model())
         if self._board.connected and self._lacking.due(now=now):
             effects += self._ask_for_what_is_lacking()
         return [*effects, *self.proceed(now=now), *self.refresh(now=now)]
@@ -285,7 +361,8 @@ class Participation:
         regime = self.learner.regime if self.learner is not None else None
         if self.outbox.awaiting is None or regime is None or regime.overlaps:
             return False
-        patient = self._board.heard and now < self.outbox.since + self._board.settings.alone_after_s
+        patience_s = self._board.settings.alone_after_s
+        patient = self._board.heard and (self._board.uploading or now < self.outbox.since + patience_s)
         return regime.waits or patient
 
     def _obey(self, learner: Learner, now: float) -> list[Effect]:
@@ -322,7 +399,10 @@ class Participation:
             self._state_pace.interval_s = self._board.settings.state_interval_s
             self._state_pace.done_at, self._state_held = now, True
         # On disk before it is said, the number and what it names: a reboot must neither use the one again nor lose the other.
-        return [board.memory, *([board.send(update)] if board.heard else [])]
+        return [board.memory, *([self._send_update(update)] if board.heard else [])]
+
+    def _send_update(self, update: Update) -> Send:
+        return Send(message=update, device=self._board.device, reminder=self.outbox.handed_over())
 
     def _ask_for_what_is_lacking(self) -> list[Effect]:
         """Whatever keeps this device from training, once more."""

@@ -6,6 +6,7 @@ asks until it has it. The doubling keeps a fleet whose coordinator is away from 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -37,6 +38,11 @@ class Retry:
         if self.deadline is not None:
             self._pause_s = self.first_s
             self.deadline = now
+
+    def postpone(self, until: float) -> None:
+        """What was asked for is on its way: not before so long after it should have come."""
+        if self.deadline is not None and until != math.inf:
+            self.deadline = max(self.deadline, until + self.first_s)
 
     def due(self, *, now: float) -> bool:
         """Whether it is time to ask again; the next time is then twice as far away, up to the cap."""

@@ -31,6 +31,12 @@ _FIELDS_MAX: Final = 64
 _TEXT_BYTES_MAX: Final = 4096
 _CHUNK_HEADER_BYTES_MAX: Final = 512
 _LEVEL: Final = 3
+#: The key of the body as msgpack writes it, and how many bytes stand between it and a body of 64 KiB or more.
+_BODY: Final = b"\xa4body"
+_BINARY_HEADER_BYTES: Final = 5
+#: From this size on a document's body is not unpacked with the rest, if it is found within so many bytes.
+_APART_FROM_BYTES: Final = 256 * 1024
+_HEAD_BYTES_MAX: Final = 16 * 1024
 
 # A zstd context costs ten times what it does to a small body (25 us against 2), and one serves one thread at a time:
 # whoever needs one takes an idle one, or makes it, and gives it back. A list's pop and append are atomic.
@@ -62,6 +68,11 @@ def decode_json(payload: bytes, kind: type[T], limits: Limits) -> T:
 
 def encode_tensors(message: TensorMessage, *, compress: bool = True) -> bytes:
     """One msgpack document; zstd over the body where that makes it smaller and `compress` allows it."""
+    return b"".join(encode_pieces(message, compress=compress))
+
+
+def encode_pieces(message: TensorMessage, *, compress: bool = True) -> tuple[bytes, bytes]:
+    """The same in two pieces, of which the second is the body: a large one need not be copied to be sent."""
     mapping = to_mapping(message)
     body: bytes = mapping.pop("body")
     packing, packed = "none", body
@@ -69,12 +80,16 @@ def encode_tensors(message: TensorMessage, *, compress: bool = True) -> bytes:
         squeezed = _squeezed(body)
         if len(squeezed) < len(body):
             packing, packed = "zstd", squeezed
-    mapping |= {"packing": packing, "body_bytes": len(body), "body": packed}
-    encoded: bytes = msgpack.packb(mapping, use_bin_type=True)
-    return encoded
+    mapping |= {"packing": packing, "body_bytes": len(body)}
+    packer = msgpack.Packer(use_bin_type=True, autoreset=False)
+    packer.pack_map_header(len(mapping) + 1)
+    for key, value in mapping.items():
+        packer.pack(key)
+        packer.pack(value)
+    return packer.bytes() + _BODY + _binary_header(len(packed)), packed
 
 
-def decode_tensors(payload: bytes, kind: type[Tensor], limits: Limits) -> Tensor:
+def decode_tensors(payload: bytes | memoryview, kind: type[Tensor], limits: Limits) -> Tensor:
     """Read one reassembled tensor message.
 
     Raises:
@@ -82,19 +97,21 @@ def decode_tensors(payload: bytes, kind: type[Tensor], limits: Limits) -> Tensor
     """
     if len(payload) > limits.message_bytes_max:
         raise ProtocolError("size", f"{kind.__name__} of {len(payload)} bytes, at most {limits.message_bytes_max}")
-    mapping = _unpack(payload, kind.__name__)
+    apart = _apart(payload)
+    mapping = _unpack(payload if apart is None else apart[0], kind.__name__)
     packing, raw_bytes = mapping.pop("packing", None), mapping.pop("body_bytes", None)
     if type(raw_bytes) is not int or raw_bytes < 0 or packing not in ("none", "zstd"):
         raise ProtocolError("schema", f"{kind.__name__} says neither 'none' nor 'zstd', or no length of its body")
     if raw_bytes > limits.inflated_bytes_max:
         raise ProtocolError("inflate", f"{kind.__name__} of {raw_bytes} bytes, at most {limits.inflated_bytes_max}")
     message = from_mapping(mapping, kind)
-    if packing == "zstd":
-        mapping["body"] = _inflate(message.body, raw_bytes)
-        return from_mapping(mapping, kind)
-    if len(message.body) != raw_bytes:
-        raise ProtocolError("schema", f"{kind.__name__} has {len(message.body)} body bytes, declares {raw_bytes}")
-    return message
+    packed = message.body if apart is None else apart[1]
+    if packing == "none" and len(packed) != raw_bytes:
+        raise ProtocolError("schema", f"{kind.__name__} has {len(packed)} body bytes, declares {raw_bytes}")
+    if packing == "none" and apart is None:
+        return message
+    mapping["body"] = _inflate(packed, raw_bytes) if packing == "zstd" else bytes(packed)
+    return from_mapping(mapping, kind)
 
 
 def encode_chunk(chunk: Chunk) -> bytes:
@@ -121,7 +138,37 @@ def decode_chunk(payload: bytes, limits: Limits) -> Chunk:
     return chunk
 
 
-def _unpack(payload: bytes, name: str) -> dict[str, Any]:
+def _apart(payload: bytes | memoryview) -> tuple[bytes, memoryview] | None:
+    """A large document without its body, and the body, which msgpack would copy; None where it does not end with one.
+
+    What comes back as the document is checked like any other: with the body in place it is well-formed if and only if
+    it is without.
+    """
+    if len(payload) < _APART_FROM_BYTES:
+        return None
+    whole = memoryview(payload)
+    head = bytes(whole[:_HEAD_BYTES_MAX])
+    at = head.find(_BODY)
+    begins = at + len(_BODY) + _BINARY_HEADER_BYTES
+    if (
+        at < 0
+        or begins > len(head)
+        or head[begins - _BINARY_HEADER_BYTES : begins] != _binary_header(len(whole) - begins)
+    ):
+        return None
+    return head[:at] + _BODY + _binary_header(0), whole[begins:]
+
+
+def _binary_header(length: int) -> bytes:
+    """What msgpack writes before so many bytes."""
+    if length < 1 << 8:
+        return b"\xc4" + length.to_bytes(1, "big")
+    if length < 1 << 16:
+        return b"\xc5" + length.to_bytes(2, "big")
+    return b"\xc6" + length.to_bytes(4, "big")
+
+
+def _unpack(payload: bytes | memoryview, name: str) -> dict[str, Any]:
     try:
         mapping = msgpack.unpackb(
             payload,
@@ -177,7 +224,7 @@ def _squeezed(body: bytes) -> bytes:
     return squeezed
 
 
-def _inflate(body: bytes, raw_bytes: int) -> bytes:
+def _inflate(body: bytes | memoryview, raw_bytes: int) -> bytes:
     try:
         declared = zstandard.frame_content_size(body)
         if declared != raw_bytes:
@@ -186,7 +233,7 @@ def _inflate(body: bytes, raw_bytes: int) -> bytes:
             decompressor = _IDLE_DECOMPRESSORS.pop()
         except IndexError:
             decompressor = zstandard.ZstdDecompressor()
-        inflated = decompressor.decompress(body, max_output_size=raw_bytes, allow_extra_data=False)
+        inflated: bytes = decompressor.decompress(body, max_output_size=raw_bytes, allow_extra_data=False)
         _IDLE_DECOMPRESSORS.append(decompressor)  # one that met a damaged frame is thrown away
     except zstandard.ZstdError as error:
         raise ProtocolError("inflate", f"damaged zstd frame: {brief(error)}") from error

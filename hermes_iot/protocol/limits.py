@@ -17,8 +17,11 @@ CHUNK_BYTES_DEFAULT: Final = 120_000
 PACKET_OVERHEAD_BYTES: Final = 4096
 
 #: What the bookkeeping of one half-received message costs beside its bytes, and of each of its parts (CPython, measured).
-TRANSFER_BYTES: Final = 1024
-TRANSFER_PART_BYTES: Final = 256
+TRANSFER_BYTES: Final = 1536
+TRANSFER_PART_BYTES: Final = 1
+
+#: The slowest link that a sender's first slices are waited for by: 64 kbit/s.
+SLOW_LINK_BYTES_PER_S: Final = 8_000
 
 #: Numbers that cross JSON stay exact in every language (IEEE double).
 INTEGER_MAX: Final = 2**53 - 1
@@ -33,12 +36,16 @@ class Limits:
         message_bytes_max: one tensor message, reassembled (reason ``size``).
         inflated_bytes_max: one body after zstd (reason ``inflate``).
         parts_max: chunks of one message (reason ``parts``).
-        transfers_per_device_max: half-received messages kept per sender; its oldest gives way (counted by
-            `Reassembler.displaced`).
+        transfers_per_device_max: half-received messages of one kind kept for one receiver; the oldest gives way (counted
+            by `Reassembler.displaced`). Of a device's updates it is one: newer replaces older.
         transfers_bytes_max: bytes of all half-received messages together, bookkeeping included; one sender may hold
             half of it (reason ``memory``). The default takes two messages of the largest size in the most parts.
         transfer_deadline_s: a half-received message that grows no more is dropped after this (counted by
-            `Reassembler.expire`).
+            `Reassembler.expired`).
+        transfer_bytes_per_s_min: and one that is slower than this on the whole, likewise. Half of a 64 kbit/s link.
+        resume_after_s: what is missing is asked for so long after the last sign that no more comes by itself.
+        resumes_max: asked so often for one transfer that does not grow.
+        transfers_remembered_max: messages that are over, kept in mind so that a repeated slice is not taken for news.
         devices_max: devices a coordinator will know (reason ``devices``).
     """
 
@@ -49,4 +56,8 @@ class Limits:
     transfers_per_device_max: int = 4
     transfers_bytes_max: int = 528 * 1024 * 1024
     transfer_deadline_s: float = 120.0
+    transfer_bytes_per_s_min: float = 4_000.0
+    resume_after_s: float = 2.0
+    resumes_max: int = 5
+    transfers_remembered_max: int = 4_096
     devices_max: int = 100_000

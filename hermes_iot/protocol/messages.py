@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from hermes_iot.domain import Codec, DataMode, Fine, GateSplit, Ranges, Sampling, Telemetry
 from hermes_iot.protocol.schema import (
+    Bitmap,
     ChunkBytes,
     Count,
     Digest,
@@ -202,10 +203,17 @@ class Ack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """``down/{device}/cmd``: one order with a transaction id that the answer repeats; `push` is followed once per id."""
+    """``down/{device}/cmd``: one order with a transaction id that the answer repeats; `push` is followed once per id.
+
+    Attributes:
+        transfer, parts, missing: of a `resend`, which parts of which transfer; without them the update as a whole.
+    """
 
     id: Name
     name: CommandName
+    transfer: MaybeSha256 = ""
+    parts: Count = 0
+    missing: Bitmap = b""
     epoch: Count = 0
     v: Literal[1] = 1
 
@@ -272,13 +280,20 @@ class DeviceState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """``up/{device}/request``: please send the model, or the shard of this digest, or all of these; or say the run again."""
+    """``up/{device}/request``: please send the model, or the shard of this digest, or all of these; or say the run again.
+
+    Attributes:
+        transfer, parts, missing: rather only these parts of a transfer that came in part, if they can still be had.
+    """
 
     run: Name
     session: Count
     want: Literal["model", "shard", "run"]
     sha256: MaybeSha256 = ""
     shards: tuple[Sha256, ...] = ()
+    transfer: MaybeSha256 = ""
+    parts: Count = 0
+    missing: Bitmap = b""
     v: Literal[1] = 1
 
 

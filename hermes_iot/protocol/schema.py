@@ -32,6 +32,8 @@ Rate = Annotated[float, Meta(gt=0.0, le=1e6)]
 Slowdown = Annotated[float, Meta(ge=1.0, le=1e6)]
 ChunkBytes = Annotated[int, Meta(ge=1024, le=2**28)]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
+#: One bit for each of the most parts there can be; base64 in JSON.
+Bitmap = Annotated[bytes, Meta(max_length=2048)]
 
 _BRIEF_CHARS: Final = 200
 

@@ -6,15 +6,14 @@ what no peer would take: an oversize packet would make the client reconnect and 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
 from hermes_iot.domain import DeviceId
 from hermes_iot.errors import ProtocolError, UsageError
 from hermes_iot.protocol import codec
-from hermes_iot.protocol.chunks import Reassembler, parts_for, split
+from hermes_iot.protocol.chunks import Cut, parts_for, unpack_parts
 from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT, INTEGER_MAX, PACKET_OVERHEAD_BYTES, Limits
 from hermes_iot.protocol.messages import (
     Ack,
@@ -34,6 +33,7 @@ from hermes_iot.protocol.messages import (
     TensorMessage,
     Update,
 )
+from hermes_iot.protocol.reassembly import Gap, Reassembler
 from hermes_iot.protocol.topics import Address, Topics, check_name
 
 
@@ -64,6 +64,8 @@ ROUTES: Final[dict[type[Message], Route]] = {
     Metrics: Route(direction="up", channel="metrics", qos=0),
     Response: Route(direction="up", channel="rsp", expiry_s=60),
 }
+M = TypeVar("M")
+
 _TENSORS: Final = (Update, Model, Shard)
 #: What a coordinator says for itself; a shard is named by its content, whoever sends it.
 _LEADS: Final = (CoordinatorStatus, RunManifest, ModelHead, Allocation, Ack, Command, Model)
@@ -92,16 +94,49 @@ class Received:
     tensor: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """Parts that do not come: of a message on this channel of this device.
+
+    Attributes:
+        transfer, parts, missing: as `Request` and `Command` name them.
+        missing_bytes: what they weigh together.
+        patient_until: when they are asked for again if nothing comes; infinite when no more.
+    """
+
+    device: DeviceId
+    channel: str
+    transfer: str
+    parts: int
+    missing: bytes
+    missing_bytes: int
+    patient_until: float
+
+
 class Wire:
     """Encodes and decodes for one fleet; holds only half-received transfers.
+
+    Args:
+        topics: of the fleet.
+        limits: on what peers may send.
+        chunk_bytes: longest slice of a tensor message.
+        resumes: whether whoever owns this asks for what is missing (`gaps`); a listener does not.
 
     Attributes:
         epoch: of the coordinator that speaks here; 0 where none does.
     """
 
-    def __init__(self, topics: Topics, *, limits: Limits | None = None, chunk_bytes: int = CHUNK_BYTES_DEFAULT) -> None:
+    def __init__(
+        self,
+        topics: Topics,
+        *,
+        limits: Limits | None = None,
+        chunk_bytes: int = CHUNK_BYTES_DEFAULT,
+        resumes: bool = False,
+    ) -> None:
         self.topics = topics
         self.epoch = 0
+        self.resumes = resumes
         self.limits = limits or Limits()
         self.chunk_bytes = chunk_bytes
         self._reassembler = Reassembler(self.limits)
@@ -112,19 +147,47 @@ class Wire:
         Raises:
             UsageError: `device` is no name, or the message is larger than a peer takes or a packet holds.
         """
+        if isinstance(message, _TENSORS):
+            return self.packets(message, self.cut(message), device=device)
+        route = ROUTES[type(message)]
+        return iter((_packet(route, self._topic(route, device), self._document(self._led(message))),))
+
+    def cut(self, message: TensorMessage, *, parts: int = 0) -> Cut:
+        """A tensor message as it travels: in as few slices as the broker's packets allow, or in `parts` as once before.
+
+        Raises:
+            UsageError: it is larger than a peer takes.
+        """
+        return self._cut(message, codec.encode_pieces(self._led(message)), parts)
+
+    def _led(self, message: M) -> M:
+        """With the epoch of the coordinator that says it."""
+        return replace(message, epoch=self.epoch) if self.epoch and isinstance(message, _LEADS) else message
+
+    def packets(
+        self, message: TensorMessage, cut: Cut, *, device: str, parts: Iterable[int] | None = None
+    ) -> Iterator[Packet]:
+        """The publishes that carry these parts of it, all where none are named.
+
+        Raises:
+            UsageError: `device` is no name.
+        """
         route = ROUTES[type(message)]
         topic = self._topic(route, device)
-        if self.epoch and isinstance(message, _LEADS):
-            message = replace(message, epoch=self.epoch)
-        if isinstance(message, _TENSORS):
-            payloads = self._slices(message, codec.encode_tensors(message))
-        else:
-            payloads = iter((self._document(message),))
-        for payload in payloads:
-            yield Packet(topic=topic, payload=payload, qos=route.qos, retain=route.retain, expiry_s=route.expiry_s)
+        wanted = range(cut.parts) if parts is None else parts
+        return (_packet(route, topic, codec.encode_chunk(cut.chunk(part))) for part in wanted)
 
     def keyframe(self, model: Model) -> tuple[list[Packet], ModelHead]:
         """The retained chunks of a keyframe and the head that points at them, to be published after them.
+
+        Raises:
+            UsageError: the model is larger than a peer takes.
+        """
+        cut, head = self.keyframe_cut(model)
+        return [self.keyframe_packet(cut, part) for part in range(cut.parts)], head
+
+    def keyframe_cut(self, model: Model) -> tuple[Cut, ModelHead]:
+        """A keyframe as it travels, for who does not want all its chunks at once, and its head.
 
         Never zstd-compressed, and cut as if its header were as long as one can be: its number of retained topics
         depends on the length of the body alone, so a new keyframe overwrites all of the old one.
@@ -132,15 +195,15 @@ class Wire:
         Raises:
             UsageError: the model is larger than a peer takes.
         """
-        whole = codec.encode_tensors(replace(model, epoch=self.epoch or model.epoch), compress=False)
-        parts = parts_for(len(model.body) + _KEYFRAME_HEADER_BYTES, chunk_bytes=self.chunk_bytes)
-        packets = [
-            Packet(topic=self.topics.model_part(part), payload=payload, qos=1, retain=True)
-            for part, payload in enumerate(self._slices(model, whole, parts=parts))
-        ]
-        digest = hashlib.sha256(whole).hexdigest()
-        head = ModelHead(run=model.run, version=model.version, sha256=digest, bytes=len(whole), parts=len(packets))
-        return packets, head
+        least = parts_for(len(model.body) + _KEYFRAME_HEADER_BYTES, chunk_bytes=self.chunk_bytes)
+        cut = self._cut(model, codec.encode_pieces(self._led(model), compress=False), 0, least)
+        head = ModelHead(run=model.run, version=model.version, sha256=cut.id.hex(), bytes=cut.total, parts=cut.parts)
+        return cut, head
+
+    def keyframe_packet(self, cut: Cut, part: int) -> Packet:
+        """One retained chunk of a keyframe."""
+        payload = codec.encode_chunk(cut.chunk(part))
+        return Packet(topic=self.topics.model_part(part), payload=payload, qos=1, retain=True)
 
     def incoming(self, topic: str, payload: bytes, *, now: float) -> Received | None:
         """The message in one delivery; None for a foreign topic, a cleared retained one or a slice of more to come.
@@ -162,15 +225,39 @@ class Wire:
             _check_allocation(message, address.device)
         elif isinstance(message, ModelHead):
             _check_head(message, self.limits)
+        elif isinstance(message, Request | Command):
+            _check_parts(message, self.limits)
         return Received(message=message, device=address.device, tensor=False)
 
     def expire(self, *, now: float) -> int:
         """Forget half-received messages past their deadline; how many."""
         return self._reassembler.expire(now=now)
 
-    def next_deadline(self) -> float | None:
-        """When `expire` next has something to do."""
-        return self._reassembler.next_deadline()
+    def gaps(self, *, now: float) -> list[Missing]:
+        """What of half-received messages is to be asked for now, because it does not come by itself."""
+        return [_missing(gap) for gap in self._reassembler.gaps(now=now)]
+
+    def hasten(self, *, now: float) -> None:
+        """A connection is up: what was lost with the one before is asked for soon."""
+        self._reassembler.hasten(now=now)
+
+    def next_deadline(self, *, asking: bool = True) -> float | None:
+        """When `expire` or, with `asking`, `gaps` next has something to do."""
+        return self._reassembler.next_deadline(asking=asking)
+
+    def arriving(self) -> dict[str, float]:
+        """Channels on which a message is half received, and until when the rest is waited for before it is asked for."""
+        return {sender.rpartition("/")[2]: until for sender, until in self._reassembler.arriving().items()}
+
+    @property
+    def awaited_until(self) -> float | None:
+        """After a delivery that was a new part of a message which is not whole yet: how long to wait for more of it."""
+        return self._reassembler.grew
+
+    @property
+    def half_received(self) -> Reassembler:
+        """What is half received, and the counters of it."""
+        return self._reassembler
 
     @property
     def displaced(self) -> int:
@@ -183,7 +270,10 @@ class Wire:
         chunk = codec.decode_chunk(payload, self.limits)
         if address.channel == "model_part" and chunk.part != address.part:
             raise ProtocolError("parts", f"part {chunk.part} of a keyframe on the topic of part {address.part}")
-        whole = self._reassembler.add(sender, chunk, now=now)
+        named = address.channel != "model_part"
+        # A device has one update under way, and awaits one answer.
+        most = 1 if named and kind is not Shard else None
+        whole = self._reassembler.add(sender, chunk, now=now, resumable=named and self.resumes, most=most)
         if whole is None:
             return None
         message = codec.decode_tensors(whole, kind, self.limits)
@@ -198,13 +288,14 @@ class Wire:
             raise _too_large(message, f"{len(payload)} bytes, at most {most} fit one packet")
         return payload
 
-    def _slices(self, message: TensorMessage, whole: bytes, *, parts: int = 1) -> Iterator[bytes]:
-        parts = min(max(parts, parts_for(len(whole), chunk_bytes=self.chunk_bytes)), len(whole))
-        if len(whole) > self.limits.message_bytes_max:
-            raise _too_large(message, f"{len(whole)} bytes, at most {self.limits.message_bytes_max}")
+    def _cut(self, message: TensorMessage, pieces: tuple[bytes, bytes], parts: int, least: int = 1) -> Cut:
+        total = sum(map(len, pieces))
+        parts = min(parts, total) or min(max(least, parts_for(total, chunk_bytes=self.chunk_bytes)), total)
+        if total > self.limits.message_bytes_max:
+            raise _too_large(message, f"{total} bytes, at most {self.limits.message_bytes_max}")
         if parts > self.limits.parts_max:
             raise _too_large(message, f"{parts} parts of {self.chunk_bytes} bytes, at most {self.limits.parts_max}")
-        return (codec.encode_chunk(chunk) for chunk in split(whole, chunk_bytes=self.chunk_bytes, parts=parts))
+        return Cut.of(pieces, parts=parts)
 
     def _topic(self, route: Route, device: str) -> str:
         if route.direction == "all":
@@ -213,6 +304,34 @@ class Wire:
         if route.direction == "down":
             return self.topics.down(device, route.channel)
         return self.topics.up(device, route.channel)
+
+
+def _missing(gap: Gap) -> Missing:
+    _, device, channel = gap.sender.split("/")
+    return Missing(
+        device=DeviceId(device),
+        channel=channel,
+        transfer=gap.id.hex(),
+        parts=gap.parts,
+        missing=gap.missing,
+        missing_bytes=gap.missing_bytes,
+        patient_until=gap.patient_until,
+    )
+
+
+def _packet(route: Route, topic: str, payload: bytes) -> Packet:
+    return Packet(topic=topic, payload=payload, qos=route.qos, retain=route.retain, expiry_s=route.expiry_s)
+
+
+def _check_parts(wanted: Request | Command, limits: Limits) -> None:
+    """Who asks for parts must name a transfer and some of its parts, and nobody else may."""
+    if not wanted.transfer:
+        if wanted.parts or wanted.missing:
+            raise ProtocolError("bitmap", "parts of no transfer")
+        return
+    if not 1 < wanted.parts <= limits.parts_max:
+        raise ProtocolError("parts", f"a transfer of {wanted.parts} parts")
+    unpack_parts(wanted.missing, wanted.parts)
 
 
 def _check_allocation(allocation: Allocation, device: DeviceId) -> None:

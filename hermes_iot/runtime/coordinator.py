@@ -28,7 +28,7 @@ from typing import Any, Final
 from hermes_iot import __version__
 from hermes_iot.config import RunConfig
 from hermes_iot.core.coordinator import Coordinator, CoordinatorSettings
-from hermes_iot.core.effects import Checkpoint, Effect, Journal, Quit, Record, Remember, Send, SendKeyframe
+from hermes_iot.core.effects import Checkpoint, Effect, Journal, Quit, Record, Remember, Resend, Send, SendKeyframe
 from hermes_iot.errors import HermesError, IdConflict, Incompatible, ProtocolError, StorageError
 from hermes_iot.protocol import codec
 from hermes_iot.protocol.messages import Allocation, CoordinatorStatus
@@ -43,7 +43,7 @@ from hermes_iot.runtime.run_dir import RunDir
 from hermes_iot.runtime.space import Space
 from hermes_iot.runtime.trainers import Bench
 from hermes_iot.storage.atomic import DiskFull
-from hermes_iot.transport.base import Connected, Delivery, Disconnected, Refused, Transport, Will
+from hermes_iot.transport.base import Connected, Delivery, Disconnected, Refused, Room, Transport, Will
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class CoordinatorRunner:
         self._space = Space("updates are not taken in")
         self._todo: deque[Effect] = deque()
         self._unsaved: list[Remember] = []
-        self._held: list[Send | SendKeyframe] = []
+        self._held: list[Send | Resend | SendKeyframe] = []
         self._receipts: list[int] = []
         self._settle_by = 0.0
         self._session = session or secrets.token_hex(8)
@@ -230,7 +230,7 @@ class CoordinatorRunner:
         """The earliest deadline of the machine, the wire and the leadership."""
         deadlines = (
             self.machine.next_deadline(),
-            self.link.wire.next_deadline(),
+            self.link.next_deadline(),
             self._leadership.next_deadline(),
             self._space.deadline,
         )
@@ -255,7 +255,7 @@ class CoordinatorRunner:
             self._wait_for_space(error, now)
 
     def _expire(self, now: float) -> None:
-        self.link.wire.expire(now=now)
+        self._perform(self.link.tend(now=now))
         if self._leadership.expire(now=now):
             self._perform(self.machine.connected(now=now))
         self._perform(self.machine.expire(now=now))
@@ -274,11 +274,14 @@ class CoordinatorRunner:
                 self._perform(self.link.deliver(event, now=now))
             case Connected():
                 self.link.connected(event)
+                self.link.wire.hasten(now=now)
                 log.info("connected fleet=%s run=%s", self.fleet, self.run_id)
                 if self._leadership.connected(self.link.transport, now=now):
                     self._perform(self.machine.connected(now=now))
             case Disconnected():
                 self._disconnected(event)
+            case Room():
+                self.link.feed()
             case Refused():
                 check_refusal(event)
             case _Stop() if self._space.wanted:
@@ -332,7 +335,7 @@ class CoordinatorRunner:
     def _say(self, effects: list[Effect]) -> None:
         """Past everything that waits to be written."""
         for effect in effects:
-            if isinstance(effect, Send):
+            if isinstance(effect, Send | Resend):
                 self._tell(effect)
             elif isinstance(effect, Record):
                 self._do(effect)
@@ -355,7 +358,7 @@ class CoordinatorRunner:
         match effect:
             case Send(message=Allocation()):
                 self._held.append(effect)
-            case Send() | SendKeyframe():
+            case Send() | Resend() | SendKeyframe():
                 if self.run_dir.unsynced or self._held:
                     self._held.append(effect)
                 else:
@@ -374,11 +377,11 @@ class CoordinatorRunner:
             case Quit(error=error, reason=reason):
                 self._quit(error, reason)
 
-    def _tell(self, effect: Send | SendKeyframe) -> None:
-        if isinstance(effect, Send):
-            self.link.perform(effect)
-        else:
+    def _tell(self, effect: Send | Resend | SendKeyframe) -> None:
+        if isinstance(effect, SendKeyframe):
             self.link.perform_keyframe(effect.model)
+        else:
+            self.link.perform(effect)
 
     def _begin_to_settle(self) -> None:
         if not self._unsaved and not self.run_dir.unsynced:
@@ -413,7 +416,7 @@ class CoordinatorRunner:
         self._running = False
         self.finished = self.machine.finished
         log.info("end run=%s reason=%s", self.run_id, reason)
-        self.link.transport.flush(timeout_s=_FLUSH_S)
+        self.link.flush(timeout_s=_FLUSH_S)
         if error is not None:
             raise error
 
@@ -432,7 +435,7 @@ class CoordinatorRunner:
                     self.run_dir.save(self.run_id, effect)
                 elif isinstance(effect, Send) and ours:
                     self._link.perform(effect)
-            self._link.transport.flush(timeout_s=_GOODBYE_S)
+            self._link.flush(timeout_s=_GOODBYE_S)
 
     def conclude(self) -> dict[str, Any]:
         """Measure on the test rows, write the model, record the end; the run's summary."""

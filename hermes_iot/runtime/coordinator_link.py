@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hermes_iot.core.coordinator import Coordinator
-from hermes_iot.core.effects import Effect, Send
+from hermes_iot.core.effects import Effect, Resend, Send
+from hermes_iot.domain import DeviceId
 from hermes_iot.errors import ProtocolError
-from hermes_iot.protocol.messages import Model
+from hermes_iot.protocol.messages import Model, Shard, TensorMessage
 from hermes_iot.protocol.topics import Topics
 from hermes_iot.protocol.wire import ROUTES
 from hermes_iot.runtime.link import Link
@@ -55,12 +56,26 @@ class CoordinatorLink(Link):
             self._on_dropped(delivery, error)
             return self._machine.malformed(address.device, address.channel, error.reason)
 
-    def perform(self, effect: Send) -> None:
-        """Send a message of the machine's."""
-        route = ROUTES[type(effect.message)]
-        tensor = route.direction == "down" and route.channel in {"model", "data"}
+    def tend(self, *, now: float) -> list[Effect]:
+        """Half-received updates: drop those that are late, and say what is missing of the others."""
+        self.expire(now=now)
+        return self._machine.stalled(self.gaps(now=now))
+
+    def perform(self, effect: Send | Resend) -> None:
+        """Send a message of the machine's, or parts of one."""
+        if isinstance(effect, Resend):
+            self.resend(effect)
+            return
         sent = self.send(effect.message, device=effect.device)
-        self._machine.carried(route.channel, down=sent, tensor=tensor)
+        if not isinstance(effect.message, Model | Shard):  # of those, whatever was handed over is counted already
+            self._machine.carried(ROUTES[type(effect.message)].channel, down=sent, tensor=False)
+
+    def _carried(self, message: TensorMessage, sent: int) -> None:
+        self._machine.carried(ROUTES[type(message)].channel, down=sent)
+
+    def _sending(self, message: TensorMessage, device: str, transfer: str) -> None:
+        if isinstance(message, Model | Shard):
+            self._machine.shipped(DeviceId(device), transfer, message)
 
     def perform_keyframe(self, model: Model) -> None:
         """Send a keyframe: counted once, as handed over; what devices fetch of it is in their own counters."""

@@ -27,6 +27,7 @@ from hermes_iot.core.effects import (
     Quit,
     Rebirth,
     Record,
+    Resend,
     Send,
     StoreMemory,
     StoreShard,
@@ -47,7 +48,7 @@ from hermes_iot.runtime.worker import Failed, ThreadWorker, Worker
 from hermes_iot.runtime.workshop import Prepared, Result, TrainerOf, Workshop
 from hermes_iot.storage.atomic import DiskFull
 from hermes_iot.storage.device_state import UPDATE_BYTES_MAX, DeviceMemory, DeviceStateStore
-from hermes_iot.transport.base import Connected, Delivery, Disconnected, Refused, Transport, Will
+from hermes_iot.transport.base import Connected, Delivery, Disconnected, Refused, Room, Transport, Will
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ class DeviceRunner:
         self._on_record = on_record
         self._clock = clock
         self._running = False
+        self._uploading = False
         self._link: Link | None = None
         self._chunk_bytes = CHUNK_BYTES_DEFAULT
         self._keyframe_topics: tuple[str, ...] = ()
@@ -239,7 +241,7 @@ class DeviceRunner:
         """The earliest of the machine's, the wire's, the claim's and the disk's deadlines."""
         deadlines = (
             self.machine.next_deadline(),
-            self.link.wire.next_deadline(),
+            self.link.next_deadline(),
             self._claim.retake_at,
             self._space.deadline,
         )
@@ -253,8 +255,16 @@ class DeviceRunner:
             self.link.transport.reconnect()
         if self._space.due(now=now):
             self._save(now)
-        self.link.wire.expire(now=now)
+        self.link.expire(now=now)
+        self._perform(self.machine.stalled(self.link.gaps(now=now)))
         self._perform(self.machine.expire(now=now))
+        self._note_upload(now)
+
+    def _note_upload(self, now: float) -> None:
+        """Nothing is repeated while it is still on its way to the broker."""
+        if self._uploading != self.link.flowing:
+            self._uploading = not self._uploading
+            self.machine.uploading(active=self._uploading, now=now)
 
     def handle(self, event: object) -> None:
         """One event from the inbox."""
@@ -265,13 +275,16 @@ class DeviceRunner:
             case Connected():
                 self._claim.connected(now=now)
                 self.link.connected(event)
+                self.link.wire.hasten(now=now)
                 log.info("connected device=%s session=%d", self.config.device, self.machine.memory.session)
-                self._perform(self.machine.connected(now=now))
+                self._perform(self.machine.connected(now=now, arriving=self.link.wire.arriving()))
             case Disconnected():
                 log.warning("disconnected device=%s reason=%s", self.config.device, event.reason)
                 self.link.disconnected()
                 self.machine.disconnected()
                 self._claim.disconnected(taken_over=event.taken_over, now=now)
+            case Room():
+                self.machine.carried(up=self.link.feed())
             case Refused():
                 self._refused(event)
             case Prepared():
@@ -285,6 +298,7 @@ class DeviceRunner:
             case _Stop():
                 self._workshop.leave()
                 self._perform(self.machine.stop(event.reason[:_REASON_CHARACTERS_MAX], now=now))
+        self._note_upload(now)
 
     def _deliver(self, delivery: Delivery, now: float) -> None:
         self.machine.carried(down=len(delivery.payload))
@@ -295,6 +309,8 @@ class DeviceRunner:
                 self._claim.heard(received.message, session=self.machine.memory.session, now=now)
             elif received is not None:
                 effects = self.machine.received(received, now=now)
+            elif (until := self.link.wire.awaited_until) is not None:
+                self.machine.arriving(delivery.topic.rpartition("/")[2], until=until)
         except ProtocolError as error:
             self._dropped(delivery.topic, error)
         self._perform(effects)
@@ -330,8 +346,10 @@ class DeviceRunner:
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
-                case Send(message=message, device=device):
-                    self.machine.carried(up=self.link.send(message, device=device))
+                case Send(message=message, device=device, reminder=reminder):
+                    self.machine.carried(up=self.link.send(message, device=device, reminder=reminder))
+                case Resend():
+                    self.machine.carried(up=self.link.resend(effect))
                 case Train(job=job):
                     self._workshop.train(job)
                 case Prepare(manifest=manifest):
@@ -357,7 +375,7 @@ class DeviceRunner:
                 case Quit(error=error, reason=reason):
                     self.reason = reason
                     self._running = False
-                    self.link.transport.flush(timeout_s=_FLUSH_S)
+                    self.link.flush(timeout_s=_FLUSH_S)
                     if error is not None:
                         raise error
 
@@ -397,7 +415,7 @@ class DeviceRunner:
             for effect in self.machine.stop(reason[:_REASON_CHARACTERS_MAX], now=self._clock()):
                 if isinstance(effect, Send):
                     self._link.send(effect.message, device=effect.device)
-            self._link.transport.flush(timeout_s=_GOODBYE_S)
+            self._link.flush(timeout_s=_GOODBYE_S)
 
     def _remember(self, memory: StoreMemory) -> None:
         self._unsaved = memory

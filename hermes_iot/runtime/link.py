@@ -3,18 +3,30 @@
 A transport refuses what its queue has no room for. Here is where that is waited out: the loop that produces more than
 the broker takes is slowed down to what it takes, instead of losing an allocation or the middle of a model. The wait
 is bounded, and without a connection there is none: the machines publish again when it is back.
+
+Messages of many chunks do not wait there but in a line of their own, one behind the other, and are handed over in
+portions as the broker takes them (`feed`). So what is urgent - an ack, a state, a farewell - has never more than one
+portion before it, the loop goes on meanwhile, and a slow link has no more under way than it can carry between two
+keep-alives. A message waits uncut and unencoded, so a fleet's answers in line cost one body. Whatever replaces an older
+one of its kind takes its place. With the connection the line is gone.
 """
 
 from __future__ import annotations
 
 import logging
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
+from hermes_iot.core.effects import Resend
 from hermes_iot.errors import AccessDenied, BrokerError, UsageError
+from hermes_iot.protocol.chunks import unpack_parts
 from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT, PACKET_OVERHEAD_BYTES
-from hermes_iot.protocol.messages import Message, Model
+from hermes_iot.protocol.messages import Message, Model, Shard, TensorMessage, Update
 from hermes_iot.protocol.topics import Topics
-from hermes_iot.protocol.wire import Packet, Received, Wire
+from hermes_iot.protocol.wire import Missing, Packet, Received, Wire
 from hermes_iot.transport.base import Connected, Delivery, Refused, Transport
 from hermes_iot.transport.rules import publish_packet_bytes
 
@@ -24,8 +36,29 @@ log = logging.getLogger(__name__)
 _PAUSE_S: Final = 0.05
 _PAUSES_MAX: Final = 60
 
+#: What is handed over at one time of a message of many chunks: so many bytes, but two chunks at least, or each would wait
+#: for the answer to the one before, and no more chunks than leave room for what is urgent. A chunk of the default size
+#: takes a link of 64 kbit/s 15 s, which is less than a keep-alive.
+_PORTION_BYTES: Final = 256 * 1024
+_PORTION_CHUNKS: Final = (2, 128)
+
+#: No even slices of a message are smaller: a run's chunks have twice as many bytes at least.
+_SLICE_BYTES_MIN: Final = 512
+
+#: A tensor message's fields beside its body.
+_HEADER_BYTES: Final = 1024
+
 #: Topic, chunk header and a reported state fit no smaller packet.
 PACKET_BYTES_MIN: Final = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """A message on its way out, and what is left of it."""
+
+    message: TensorMessage
+    device: str
+    packets: Iterator[Packet]
 
 
 class Link:
@@ -34,7 +67,10 @@ class Link:
     def __init__(self, topics: Topics, transport: Transport, *, chunk_bytes: int = CHUNK_BYTES_DEFAULT) -> None:
         self.topics = topics
         self.transport = transport
-        self.wire = Wire(topics)
+        self.wire = Wire(topics, resumes=True)
+        self._connected = False
+        self._streams: deque[_Stream] = deque()
+        self._flowed = False
         self._chunk_bytes = chunk_bytes
         self._packet_bytes_max: int | None = None
         self._stalled = False
@@ -59,20 +95,121 @@ class Link:
                 mend="Raise its maximum packet size (Mosquitto: max_packet_size)",
             )
         self._packet_bytes_max = limit
-        self._stalled = False
+        self._connected, self._stalled = True, False
         self._fit()
 
     def disconnected(self) -> None:
         """There is no connection: nothing is worth waiting for."""
-        self._stalled = True
+        self._connected, self._stalled, self._flowed = False, True, False
+        self._streams.clear()
 
-    def send(self, message: Message, *, device: str = "") -> int:
-        """Publish one message; the payload bytes handed over.
+    def send(self, message: Message, *, device: str = "", reminder: bool = False) -> int:
+        """Publish one message, or with `reminder` the last of its parts; the payload bytes handed over by now.
 
         Raises:
             UsageError: it is larger than the broker or a peer takes.
         """
-        return sum(self._publish(packet) for packet in self.wire.outgoing(message, device=device))
+        if not isinstance(message, Update | Model | Shard):
+            return sum(self._publish(packet) for packet in self.wire.outgoing(message, device=device))
+        return self._enqueue(message, device, self._parts(message, device, reminder=reminder))
+
+    def feed(self) -> int:
+        """Hand over what there is room for of the messages in line; the payload bytes.
+
+        Raises:
+            UsageError: one is larger than the broker or a peer takes.
+        """
+        fewest, most = _PORTION_CHUNKS
+        portion, total = min(most, max(fewest, _PORTION_BYTES // self.wire.chunk_bytes)), 0
+        while self._streams and self.transport.room(messages=portion):
+            stream = self._streams[0]
+            try:
+                packet = next(stream.packets, None)
+            except UsageError:
+                self._streams.popleft()
+                raise
+            if packet is None:
+                self._streams.popleft()
+                continue
+            sent = self._publish(packet)
+            if not sent:  # nothing gets through; the machines say it again
+                self._streams.clear()
+                break
+            total, self._flowed = total + sent, True
+            self._carried(stream.message, sent)
+        return total
+
+    @property
+    def flowing(self) -> bool:
+        """Whether a message in line is not with the broker yet, all of it."""
+        self._flowed = bool(self._streams) or (self._flowed and not self.transport.room(messages=1))
+        return self._flowed
+
+    def flush(self, *, timeout_s: float) -> bool:
+        """Wait until the broker has everything, what stands in line included; False when time ran out."""
+        until = time.monotonic() + timeout_s
+        self.feed()
+        while self._streams and time.monotonic() < until:
+            self.transport.flush(timeout_s=_PAUSE_S)
+            self.feed()
+        return self.transport.flush(timeout_s=max(0.0, until - time.monotonic())) and not self._streams
+
+    def resend(self, wanted: Resend) -> int:
+        """Publish some parts of a message once more; the payload bytes handed over.
+
+        None where it would not be what the other side has parts of: another message by now, encoded anew by another
+        version, or cut for a broker that took larger packets, or in slices that nobody cuts: they would be mostly headers.
+        Whoever needs it then asks for the whole.
+        """
+        cut = self.wire.cut(wanted.message, parts=wanted.parts)
+        fits = cut.slice_bytes <= self.wire.chunk_bytes and cut.total // cut.parts >= _SLICE_BYTES_MIN
+        if cut.id.hex() != wanted.transfer or not fits:
+            log.debug("not resent transfer=%s parts=%d", wanted.transfer[:12], wanted.parts)
+            return 0
+        if any(stream.message is wanted.message for stream in self._streams):
+            return 0  # it is still being sent
+        parts = unpack_parts(wanted.missing, wanted.parts)
+        packets = self.wire.packets(wanted.message, cut, device=wanted.device, parts=parts)
+        return self._enqueue(wanted.message, wanted.device, packets)
+
+    def gaps(self, *, now: float) -> list[Missing]:
+        """What of half-received messages is to be asked for now; nothing while nobody could be asked."""
+        return self.wire.gaps(now=now) if self._connected else []
+
+    def next_deadline(self) -> float | None:
+        """When half-received messages next need something done."""
+        return self.wire.next_deadline(asking=self._connected)
+
+    def expire(self, *, now: float) -> None:
+        """Drop what has been half received for too long."""
+        if late := self.wire.expire(now=now):
+            log.warning("dropped half-received messages=%d, all in all %d", late, self.wire.half_received.expired)
+
+    def _enqueue(self, message: TensorMessage, device: str, packets: Iterator[Packet]) -> int:
+        """Put a message in line, in place of an older one of its kind; one that fits a packet goes at once."""
+        if len(message.body) + _HEADER_BYTES <= self.wire.chunk_bytes:
+            sent = sum(self._publish(packet) for packet in packets)
+            self._carried(message, sent)
+            return sent
+        if not isinstance(message, Shard):
+            kept = (one for one in self._streams if (type(one.message), one.device) != (type(message), device))
+            self._streams = deque(kept)
+        self._streams.append(_Stream(message, device, packets))
+        return self.feed()
+
+    def _parts(self, message: TensorMessage, device: str, *, reminder: bool) -> Iterator[Packet]:
+        """Cut when its turn comes."""
+        cut = self.wire.cut(message)
+        if cut.parts > 1:
+            self._sending(message, device, cut.id.hex())
+        parts = range(cut.parts - 1, cut.parts) if reminder else None
+        yield from self.wire.packets(message, cut, device=device, parts=parts)
+
+    def _carried(self, message: TensorMessage, sent: int) -> None:
+        """So many payload bytes of a tensor message were handed over."""
+
+    def _sending(self, message: TensorMessage, device: str, transfer: str) -> None:
+        """A message goes out in parts, under this id."""
 
     def send_keyframe(self, model: Model, *, parts_before: int = 0) -> tuple[int, int, int]:
         """Publish keyframe chunks, then the head; retained chunks beyond the new end are cleared.
@@ -80,15 +217,15 @@ class Link:
         Returns:
             Payload bytes of the chunks, of the head, and how many chunks the broker may hold now.
         """
-        packets, head = self.wire.keyframe(model)
-        sent = [self._publish(packet) for packet in packets]
-        parts = max(parts_before, len(packets))
+        cut, head = self.wire.keyframe_cut(model)
+        sent = [self._publish(self.wire.keyframe_packet(cut, part)) for part in range(cut.parts)]
+        parts = max(parts_before, cut.parts)
         if not all(sent):
             return sum(sent), 0, parts  # a head must not point at chunks that are not there
         head_bytes = self.send(head)
         surplus = [Packet(topic=self.topics.model_part(part), payload=b"", qos=1, retain=True) for part in range(parts)]
-        cleared = [self._hand_over(packet) for packet in surplus[len(packets) :]]
-        return sum(sent), head_bytes, len(packets) if all(cleared) else parts
+        cleared = [self._hand_over(packet) for packet in surplus[cut.parts :]]
+        return sum(sent), head_bytes, cut.parts if all(cleared) else parts
 
     def decode(self, delivery: Delivery, *, now: float) -> Received | None:
         """The message in a delivery, None when it is not complete or not for us.

@@ -118,7 +118,7 @@ def _pieces(entry: Entry) -> tuple[bytes, ...]:
     }
     match entry:
         case UpdateTaken():
-            update = codec.encode_tensors(entry.update, compress=False)
+            update = codec.encode_pieces(entry.update, compress=False)
             base = b"" if entry.base is None else entry.base.astype("<f4").tobytes()
             head = _Head(
                 kind="update",
@@ -127,11 +127,11 @@ def _pieces(entry: Entry) -> tuple[bytes, ...]:
                 reason=entry.reason,
                 lag=entry.lag,
                 planned=entry.planned,
-                update_bytes=len(update),
+                update_bytes=sum(map(len, update)),
                 base_bytes=len(base),
                 **common,
             )
-            return to_json(head), b"\n", update, base
+            return to_json(head), b"\n", *update, base
         case FleetChanged():
             return to_json(_Head(kind="fleet", device=entry.device, works=entry.works, **common)), b"\n"
         case Resized():

@@ -99,12 +99,12 @@ def backup_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.bak")
 
 
-def write_atomic(path: Path, data: bytes, *, backup: bool = False) -> None:
+def write_atomic(path: Path, *data: bytes | memoryview, backup: bool = False) -> None:
     """Replace the content of `path`; a crash at any instant leaves the old bytes or the new ones.
 
     Args:
         path: the file; its directory must exist.
-        data: the whole new content.
+        data: the whole new content, in pieces of bytes laid end to end.
         backup: keep the version before as ``<name>.bak``.
 
     Raises:
@@ -322,12 +322,13 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{disk().random_hex(6)}.tmp")
 
 
-def _write_through(path: Path, data: bytes) -> None:
+def _write_through(path: Path, data: tuple[bytes | memoryview, ...]) -> None:
     descriptor = disk().open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[disk().write(descriptor, rest) :]
+        for piece in data:
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[disk().write(descriptor, rest) :]
         disk().sync(descriptor)
     finally:
         disk().close(descriptor)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -43,6 +43,17 @@ FORMAT_VERSION = 1
 
 _ENTRY = "hermes-iot"
 _NAME = re.compile(r"model-([0-9]{12})\.safetensors")
+
+
+#: The names safetensors has for numpy's types.
+_TYPES = {
+    "bool": "BOOL",
+    "float16": "F16",
+    "float32": "F32",
+    "float64": "F64",
+    **{f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
+}
+_ALIGNED = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +87,7 @@ def save(path: Path, arrays: Arrays, metadata: Mapping[str, object]) -> None:
     plain = {name: _plain(array) for name, array in arrays.items()}
     body = json.dumps(metadata, separators=(",", ":"))
     entry = {"format": FORMAT_VERSION, "sha256": _checksum(FORMAT_VERSION, plain, body), "metadata": body}
-    atomic.write_atomic(path, tensor_file.save(plain, {_ENTRY: json.dumps(entry)}))
+    atomic.write_atomic(path, *_pieces(plain, {_ENTRY: json.dumps(entry)}))
 
 
 def load(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -236,6 +247,24 @@ class CheckpointStore:
 def _plain(array: NDArray[Any]) -> NDArray[Any]:
     # safetensors copies raw memory whatever the strides say: a transposed array would come back scrambled.
     return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
+
+
+def _pieces(arrays: Arrays, metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """A safetensors file: its header and the arrays as they lie in memory. The library's own `save` copies them twice."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    # Wide types first: then every tensor is aligned.
+    ordered = sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0]))
+    at = 0
+    for name, array in ordered:
+        offsets = [at, at + array.nbytes]
+        header[name] = {"dtype": _TYPES[array.dtype.name], "shape": list(array.shape), "data_offsets": offsets}
+        at += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNED)
+    yield len(text).to_bytes(8, "little") + text
+    for _, array in ordered:
+        if array.size:
+            yield array.data.cast("B")
 
 
 def _checksum(number: int, arrays: Arrays, body: str) -> str:

@@ -204,6 +204,7 @@ class TorchTrainer:
             loss.backward()
             optimizer.step()
             steps += 1
+        optimizer.zero_grad()  # as large as the model, and of no use to anybody while the update is on its way
         return steps, losses / steps if steps else math.nan, began
 
     def _gain(self, probe: Probe, params: Params, data: Dataset, rows: Rows) -> Gain | None:

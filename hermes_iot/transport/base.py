@@ -80,7 +80,12 @@ class Delivery:
     receipt: int = field(default=0, compare=False)
 
 
-TransportEvent: TypeAlias = Connected | Disconnected | Refused | Delivery
+@dataclass(frozen=True, slots=True)
+class Room:
+    """There is room now where `Transport.room` said that there was none."""
+
+
+TransportEvent: TypeAlias = Connected | Disconnected | Refused | Delivery | Room
 OnEvent: TypeAlias = Callable[[TransportEvent], None]
 
 
@@ -104,6 +109,13 @@ class Transport(Protocol):
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int | None = None
     ) -> bool:
         """Hand over one message. False when it was not accepted."""
+
+    def room(self, *, messages: int) -> bool:
+        """Whether fewer than so many messages are accepted and not yet answered by the broker.
+
+        If not, a `Room` tells when half of them are: whoever has much to say hands it over in portions, and what is
+        urgent never waits behind more than one. Asked again, the newest question counts.
+        """
 
     def subscribe(self, topics: tuple[str, ...]) -> None:
         """Subscribe with QoS 1; `+` and `#` are allowed."""

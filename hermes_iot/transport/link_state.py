@@ -52,6 +52,7 @@ class LinkState:
         self._hurry = False
         self._packet_bytes_max = rules.PACKET_BYTES_MAX
         self._warned = False
+        self._room_at: int | None = None  # pending messages at which somebody wants to be told
         self._wake: socket.socket | None = None
         self._rouser: socket.socket | None = None
         self._roused = False
@@ -99,6 +100,13 @@ class LinkState:
             accepted = self._outbox.accept(item)
             self._rouse()
             return accepted
+
+    def room(self, messages: int) -> bool:
+        """Whether fewer than so many are pending; if not, `has_room` says so once half of them are."""
+        with self._changed:
+            free = not self._connected or self._outbox.pending < messages
+            self._room_at = None if free else messages // 2
+            return free
 
     def subscribe(self, topics: tuple[str, ...]) -> None:
         """Remember filters, and ask for them when there is a connection."""
@@ -201,6 +209,13 @@ class LinkState:
             self._changed.notify_all()
             return item
 
+    def has_room(self) -> bool:
+        """Whether somebody is to be told now that there is room; said once."""
+        with self._changed:
+            found = self._room_at is not None and self._outbox.pending <= self._room_at
+            self._room_at = None if found else self._room_at
+            return found
+
     def unsubscribed(self, topics: tuple[str, ...]) -> None:
         """The broker has forgotten these filters, too."""
         with self._changed:
@@ -214,6 +229,7 @@ class LinkState:
             self._parked = self._parked or taken_over
             self._receipts.clear()
             dropped = self._outbox.connection_lost()
+            self._room_at = None
             self._changed.notify_all()
             return was_connected, dropped
 

@@ -563,6 +563,10 @@ class MemoryTransport:
             return False
         return self._broker.publish(self._link, topic, bytes(payload), qos=qos, retain=retain, expiry_s=expiry_s)
 
+    def room(self, *, messages: int) -> bool:
+        """Always: what is accepted has been delivered."""
+        return messages > 0
+
     def subscribe(self, topics: tuple[str, ...]) -> None:
         """Subscribe, now or at the next connection."""
         for topic in topics:

@@ -46,7 +46,7 @@ from hermes_iot.errors import BrokerError, UsageError
 from hermes_iot.transport import refusals, rules
 from hermes_iot.transport.address import BrokerAddress, TlsOptions
 from hermes_iot.transport.backoff import Backoff
-from hermes_iot.transport.base import Connected, Delivery, Disconnected, OnEvent, Refused, TransportEvent, Will
+from hermes_iot.transport.base import Connected, Delivery, Disconnected, OnEvent, Refused, Room, TransportEvent, Will
 from hermes_iot.transport.link_state import LinkState
 from hermes_iot.transport.outbox import Outgoing, SubscriptionChange
 
@@ -172,6 +172,10 @@ class MqttTransport:
         """Hand over one message. False when not connected, full, or larger than the broker takes."""
         rules.check_publish(topic, qos=qos, expiry_s=expiry_s)
         return self._state.accept(Outgoing(topic=topic, payload=payload, qos=qos, retain=retain, expiry_s=expiry_s))
+
+    def room(self, *, messages: int) -> bool:
+        """Whether fewer than so many messages are accepted and unanswered; if not, `Room` tells when half of them are."""
+        return self._state.room(messages)
 
     def subscribe(self, topics: tuple[str, ...]) -> None:
         """Subscribe with QoS 1, now or at the next connection."""
@@ -404,6 +408,8 @@ class MqttTransport:
         item = self._state.acknowledged(number)
         if item is not None and reason.is_failure:
             self._emit(Refused(topic=item.topic, reason=str(reason)))
+        if self._state.has_room():
+            self._emit(Room())
 
     def _on_subscribe(
         self, _client: Client, _: object, mid: int, reasons: list[ReasonCode], _properties: Properties | None

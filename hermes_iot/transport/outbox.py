@@ -63,6 +63,11 @@ class Outbox:
         self._waiting: deque[tuple[int, Item]] = deque()
         self._unacknowledged: dict[int, Outgoing] = {}
 
+    @property
+    def pending(self) -> int:
+        """Messages accepted and not yet answered."""
+        return len(self._waiting) + len(self._unacknowledged)
+
     def accept(self, item: Item) -> bool:
         """Take an item in; False when full. Subscriptions always fit: there are few, and losing one is silent."""
         if isinstance(item, Outgoing) and len(self._waiting) + len(self._unacknowledged) >= self._messages_max:

@@ -35,6 +35,7 @@ from hermes_iot.core.effects import (
     Rebirth,
     Record,
     Remember,
+    Resend,
     Send,
     SendKeyframe,
     StoreMemory,
@@ -45,6 +46,7 @@ from hermes_iot.core.redo import Entry
 from hermes_iot.domain import DeviceId, RunId, Trained, TrainJob
 from hermes_iot.errors import ProtocolError
 from hermes_iot.protocol import codec
+from hermes_iot.protocol.chunks import unpack_parts
 from hermes_iot.protocol.messages import (
     Ack,
     Allocation,
@@ -55,6 +57,7 @@ from hermes_iot.protocol.messages import (
     Model,
     ModelInfo,
     RunManifest,
+    Shard,
     StrategyInfo,
     TaskInfo,
     Update,
@@ -222,7 +225,7 @@ class DeviceNode:
         self.work: deque[Work] = deque()
         self.free_at: float | None = None
         self.keyframe_topics: tuple[str, ...] = ()
-        self.wire = Wire(TOPICS)
+        self.wire = Wire(TOPICS, chunk_bytes=self.fleet.chunk_bytes, resumes=True)
         self.alive, self.quit = True, None
         self.machine = Device(
             device=DeviceId(self.name),
@@ -261,7 +264,8 @@ class DeviceNode:
 
     def reconnect(self) -> None:
         self.fleet.broker.connect(self.client)
-        self.hear(lambda: self.machine.connected(now=self.fleet.now))
+        self.wire.hasten(now=self.fleet.now)
+        self.hear(lambda: self.machine.connected(now=self.fleet.now, arriving=self.wire.arriving()))
 
     def leave(self) -> None:
         self.hear(lambda: self.machine.stop("stopped", now=self.fleet.now))
@@ -281,6 +285,8 @@ class DeviceNode:
             received = self.wire.incoming(topic, payload, now=self.fleet.now)
             if received is not None:
                 self.hear(lambda: self.machine.received(received, now=self.fleet.now))
+            elif (until := self.wire.awaited_until) is not None:
+                self.machine.arriving(topic.rpartition("/")[2], until=until)
         except ProtocolError as error:
             self.machine.refused()
             self.dropped.append(error.reason)
@@ -288,10 +294,12 @@ class DeviceNode:
 
     def expire(self) -> list[Effect]:
         self.wire.expire(now=self.fleet.now)
+        if self.client.online:
+            self.hear(lambda: self.machine.stalled(self.wire.gaps(now=self.fleet.now)))
         return self.hear(lambda: self.machine.expire(now=self.fleet.now))
 
     def next_deadline(self) -> float | None:
-        times = (self.machine.next_deadline(), self.wire.next_deadline())
+        times = (self.machine.next_deadline(), self.wire.next_deadline(asking=self.client.online))
         return min((one for one in times if one is not None), default=None)
 
     def submit(self, kind: str, seconds: float, effect: Prepare | Train) -> None:
@@ -336,7 +344,9 @@ class DeviceNode:
             self.fleet.audit.about_to(self, effect)
             match effect:
                 case Send(message=message, device=device):
-                    self.machine.carried(up=self.publish(message, device))
+                    self.machine.carried(up=self.publish(message, device, reminder=effect.reminder))
+                case Resend():
+                    self.machine.carried(up=self.fleet.publish(again(self.wire, effect)))
                 case Train(job=job):
                     seconds = self.speed * max(1, job.samples / job.batch) * job.epochs
                     self.submit("train", seconds, effect)
@@ -368,9 +378,12 @@ class DeviceNode:
                     self.quit, self.alive = effect, False
                     self.fleet.broker.lose(self.client, will_delay_s=None)
 
-    def publish(self, message: Message, device: str) -> int:
+    def publish(self, message: Message, device: str, *, reminder: bool = False) -> int:
         if not self.client.online:
             return 0
+        if reminder and isinstance(message, Update):
+            cut = self.wire.cut(message)
+            return self.fleet.publish(self.wire.packets(message, cut, device=device, parts=[cut.parts - 1]))
         return self.fleet.publish(self.wire.outgoing(message, device=device))
 
 
@@ -398,7 +411,7 @@ class LeaderNode:
         if fresh:
             self.checkpoint, self.journal, self.allocations = None, [], {}
         self.lives += 1
-        self.wire = Wire(TOPICS, chunk_bytes=self.fleet.chunk_bytes)
+        self.wire = Wire(TOPICS, chunk_bytes=self.fleet.chunk_bytes, resumes=True)
         self.alive, self.quit, self.effects_left = True, None, None
         self.parts = 0
         session = f"s{self.lives}"
@@ -441,6 +454,7 @@ class LeaderNode:
 
     def reconnect(self) -> None:
         self.fleet.broker.connect(self.client)
+        self.wire.hasten(now=self.fleet.now)
         self.hear(lambda: self.machine.connected(now=self.fleet.now))
 
     def hear(self, event: Callable[[], list[Effect]]) -> list[Effect]:
@@ -472,10 +486,12 @@ class LeaderNode:
 
     def expire(self) -> list[Effect]:
         self.wire.expire(now=self.fleet.now)
+        if self.client.online:
+            self.hear(lambda: self.machine.stalled(self.wire.gaps(now=self.fleet.now)))
         return self.hear(lambda: self.machine.expire(now=self.fleet.now))
 
     def next_deadline(self) -> float | None:
-        times = (self.machine.next_deadline(), self.wire.next_deadline())
+        times = (self.machine.next_deadline(), self.wire.next_deadline(asking=self.client.online))
         return min((one for one in times if one is not None), default=None)
 
     def perform(self, effects: list[Effect]) -> None:
@@ -487,10 +503,15 @@ class LeaderNode:
             self.fleet.audit.about_to_say(self, effect)
             match effect:
                 case Send(message=message, device=device):
+                    if isinstance(message, Model | Shard) and (cut := self.wire.cut(message)).parts > 1:
+                        self.machine.shipped(DeviceId(device), cut.id.hex(), message)
                     sent = self.publish(self.wire.outgoing(message, device=device))
                     channel = ROUTES[type(message)].channel
                     tensor = ROUTES[type(message)].direction == "down" and channel in {"model", "data"}
                     self.machine.carried(channel, down=sent, tensor=tensor)
+                case Resend(message=message):
+                    sent = self.publish(again(self.wire, effect))
+                    self.machine.carried(ROUTES[type(message)].channel, down=sent)
                 case SendKeyframe(model=model):
                     packets, head = self.wire.keyframe(model)
                     self.publish(packets)
@@ -517,6 +538,13 @@ class LeaderNode:
 
     def publish(self, packets: Iterable[Packet]) -> int:
         return self.fleet.publish(packets) if self.client.online else 0
+
+
+def again(wire: Wire, wanted: Resend) -> Iterable[Packet]:
+    """Those parts, if the message is still what it was."""
+    cut = wire.cut(wanted.message, parts=wanted.parts)
+    parts = unpack_parts(wanted.missing, wanted.parts) if cut.id.hex() == wanted.transfer else ()
+    return wire.packets(wanted.message, cut, device=wanted.device, parts=parts)
 
 
 def _as_registered(one: Allocation) -> Allocation:

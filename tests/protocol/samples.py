@@ -93,7 +93,7 @@ _ALL: tuple[Message, ...] = (
         shards=("8a" * 32, "9b" * 32),
     ),
     Ack(epoch=3, run=RUN, session=5, seq=9, outcome="rejected", reason="norm", newest=6),
-    Command(epoch=3, id="tx-001", name="resend"),
+    Command(epoch=3, id="tx-001", name="resend", transfer="bd" * 32, parts=11, missing=b"\x40\x20"),
     Model(
         epoch=3,
         run=RUN,
@@ -161,7 +161,16 @@ _ALL: tuple[Message, ...] = (
         base="ac" * 32,
         body=BODY,
     ),
-    Request(run=RUN, session=5, want="shard", sha256="6e" * 32, shards=("8a" * 32, "9b" * 32)),
+    Request(
+        run=RUN,
+        session=5,
+        want="shard",
+        sha256="6e" * 32,
+        shards=("8a" * 32, "9b" * 32),
+        transfer="bd" * 32,
+        parts=11,
+        missing=b"\x40\x20",
+    ),
     Metrics(
         run=RUN,
         session=5,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import types
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hypothesis import settings
 from hypothesis import strategies as st
 
 from hermes_iot.protocol import schema
-from hermes_iot.protocol.messages import Allocation, Chunk, Model, ModelHead, Shard, Update
+from hermes_iot.protocol.chunks import pack_parts
+from hermes_iot.protocol.messages import Allocation, Chunk, Command, Model, ModelHead, Request, Shard, Update
 from hermes_iot.protocol.wire import ROUTES
 
 KINDS = tuple(ROUTES)
@@ -42,6 +43,7 @@ _BY_HINT: dict[Any, st.SearchStrategy[Any]] = {
     schema.MaybeSha256: st.just("") | hex_digests,
     schema.Text: texts | st.text("é", min_size=512, max_size=512),
     schema.Digest: st.binary(min_size=32, max_size=32),
+    schema.Bitmap: st.binary(max_size=16),
     dict[str, Any]: st.dictionaries(texts, json_values, max_size=4),
     bytes: bodies,
     bool: st.booleans(),
@@ -60,7 +62,18 @@ _BY_FIELD: dict[tuple[type, str], st.SearchStrategy[Any]] = {
 def of(kind: type) -> st.SearchStrategy[Any]:
     """Valid instances of a message class, all bounds of its types kept and reached."""
     hints = get_type_hints(kind, include_extras=True)
-    return st.builds(kind, **{f.name: _of_field(kind, f.name, hints[f.name]) for f in fields(kind)})
+    built = st.builds(kind, **{f.name: _of_field(kind, f.name, hints[f.name]) for f in fields(kind)})
+    return built.map(_of_one_transfer) if kind in (Request, Command) else built
+
+
+def _of_one_transfer(wanted: Any) -> Any:
+    """Parts are asked for of a transfer, and at least one of them; or of none."""
+    if not wanted.transfer:
+        return replace(wanted, parts=0, missing=b"")
+    parts = 2 + wanted.parts % 16_383
+    return replace(
+        wanted, parts=parts, missing=pack_parts({byte * parts // 256 for byte in b"\0" + wanted.missing}, parts)
+    )
 
 
 def _of_field(kind: type, name: str, hint: Any) -> st.SearchStrategy[Any]:

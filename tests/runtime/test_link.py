@@ -1,12 +1,18 @@
 """Nothing larger than the broker takes is sent, nothing that has no room is lost, and no wait is endless."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
+from hermes_iot.core.effects import Resend
 from hermes_iot.errors import AccessDenied, BrokerError, UsageError
+from hermes_iot.protocol import codec
+from hermes_iot.protocol.chunks import pack_parts
+from hermes_iot.protocol.limits import Limits
 from hermes_iot.protocol.messages import Allocation, Command, Model
 from hermes_iot.protocol.topics import Topics
+from hermes_iot.protocol.wire import Wire
 from hermes_iot.runtime.link import Link, check_refusal
 from hermes_iot.transport.base import Connected, Delivery, Refused
 from hermes_iot.transport.memory import MemoryBroker, MemoryTransport
@@ -97,17 +103,20 @@ def test_a_document_larger_than_a_packet_is_an_error_and_not_a_silence(topics):
 
 
 class Narrow:
-    """A transport whose queue has room for `room` messages and is emptied by `flush`, unless it is stuck or cut."""
+    """A transport whose queue has `places` for messages and is emptied by `flush`, unless it is stuck or cut."""
 
-    def __init__(self, room):
-        self.room, self.queue, self.sent, self.flushes = room, [], [], 0
+    def __init__(self, places):
+        self.places, self.queue, self.sent, self.flushes = places, [], [], 0
         self.stuck = self.cut = False
 
     def publish(self, topic, payload, **_options):
-        if self.cut or len(self.queue) >= self.room:
+        if self.cut or len(self.queue) >= self.places:
             return False
         self.queue.append((topic, payload))
         return True
+
+    def room(self, *, messages):
+        return len(self.queue) < messages
 
     def flush(self, *, timeout_s):
         assert timeout_s < 1, "the loop must not stand still for long"
@@ -120,7 +129,7 @@ class Narrow:
 
 
 def test_a_full_queue_slows_the_sender_down_and_loses_nothing(topics):
-    transport = Narrow(room=3)
+    transport = Narrow(places=3)
     link = Link(topics, transport, chunk_bytes=1024)
     assert link.send(model(20_480), device="pi") > 20_480
     transport.flush(timeout_s=0)
@@ -130,7 +139,7 @@ def test_a_full_queue_slows_the_sender_down_and_loses_nothing(topics):
 
 
 def test_allocations_for_a_thousand_devices_all_get_through_a_small_queue(topics):
-    transport = Narrow(room=16)
+    transport = Narrow(places=16)
     link = Link(topics, transport)
     for number in range(1000):
         allocation = Allocation(run="r", device=f"pi-{number}", version=1, samples=1, batch=1)
@@ -140,7 +149,7 @@ def test_allocations_for_a_thousand_devices_all_get_through_a_small_queue(topics
 
 
 def test_without_a_connection_nothing_is_waited_for(topics):
-    transport = Narrow(room=3)
+    transport = Narrow(places=3)
     transport.cut = True
     link = Link(topics, transport)
     for _ in range(10):
@@ -153,7 +162,7 @@ def test_without_a_connection_nothing_is_waited_for(topics):
 
 
 def test_a_broker_that_answers_nothing_is_waited_for_only_once_and_only_so_long(topics):
-    transport = Narrow(room=1)
+    transport = Narrow(places=1)
     transport.stuck = True
     link = Link(topics, transport)
     assert link.send(Command(id="a", name="ping"), device="pi") > 0
@@ -196,7 +205,7 @@ def test_chunks_that_could_not_be_cleared_are_remembered(topics):
 
 
 def test_no_head_points_at_chunks_that_did_not_get_through(topics):
-    transport = Narrow(room=5)
+    transport = Narrow(places=5)
     transport.stuck = True
     tensors, head, parts = Link(topics, transport, chunk_bytes=1024).send_keyframe(model(10_240))
     assert tensors > 0
@@ -214,3 +223,113 @@ def test_a_refusal_of_the_access_list_names_topic_and_remedy():
 def test_another_refusal_is_only_reported(caplog):
     check_refusal(Refused(topic="a/b", reason="Quota exceeded"))
     assert "refused topic=a/b reason=Quota exceeded" in caplog.text
+
+
+class Acknowledging(Narrow):
+    """Messages stay in its queue until the test takes them out, and it notes who asked to be told of room."""
+
+    def __init__(self):
+        super().__init__(places=256)
+        self.stuck = True
+
+    def take(self, count):
+        self.sent += self.queue[:count]
+        del self.queue[:count]
+
+    @property
+    def topics(self):
+        return [topic for topic, _ in self.sent + self.queue]
+
+
+def test_what_is_urgent_waits_behind_one_portion_and_not_behind_a_model(topics):
+    transport = Acknowledging()
+    link = Link(topics, transport)
+    link.send(model(2_400_000), device="pi")
+    assert len(transport.queue) == 2
+    link.send(Command(id="a", name="ping"), device="pi")
+    assert transport.queue[2][0] == topics.down("pi", "cmd")
+    assert transport.flushes == 0, "the loop does not stand still meanwhile"
+
+
+def test_a_model_in_line_goes_on_as_the_broker_takes_it_and_arrives_whole(topics):
+    transport, whole = Acknowledging(), model(2_400_000)
+    link = Link(topics, transport)
+    handed = link.send(whole, device="pi")
+    while link.flowing:
+        assert len(transport.queue) <= 2
+        transport.take(1)
+        handed += link.feed()
+    assert handed == sum(len(payload) for _, payload in transport.sent) > 2_400_000
+    receiver = Wire(topics)
+    came = [receiver.incoming(topic, payload, now=0.0) for topic, payload in transport.sent]
+    assert [one.message for one in came if one is not None] == [whole]
+
+
+def test_small_chunks_are_handed_over_by_the_hundred_but_leave_room(topics):
+    transport = Acknowledging()
+    Link(topics, transport, chunk_bytes=1024).send(model(1_000_000), device="pi")
+    assert len(transport.queue) == 128
+
+
+def test_a_newer_answer_takes_the_place_of_an_older_one_in_line(topics):
+    transport = Acknowledging()
+    link = Link(topics, transport)
+    for version in (1, 2, 3):
+        link.send(model(600_000, version), device="pi")
+    link.send(model(600_000, 9), device="other")
+    while link.flowing:
+        transport.take(1)
+        link.feed()
+    receiver = Wire(topics)
+    came = [receiver.incoming(topic, payload, now=0.0) for topic, payload in transport.sent]
+    assert [one.message.version for one in came if one is not None] == [3, 9]
+    assert len(transport.sent) == 2 + 6 + 6, "of the first what was under way, of the second nothing"
+
+
+def test_without_the_connection_the_line_is_gone(topics):
+    transport = Acknowledging()
+    link = Link(topics, transport)
+    link.send(model(2_400_000), device="pi")
+    link.disconnected()
+    assert not link.flowing
+    transport.queue.clear()
+    assert link.feed() == 0
+
+
+def test_a_farewell_waits_for_what_stands_in_line_and_not_for_ever(topics):
+    transport = Narrow(places=256)
+    link = Link(topics, transport)
+    transport.stuck = True
+    link.send(model(2_400_000), device="pi")
+    assert not link.flush(timeout_s=0.5)
+    transport.stuck = False
+    assert link.flush(timeout_s=0.5)
+    assert len(transport.sent) > 20
+
+
+def test_parts_are_asked_for_and_sent_again_as_they_were_cut(topics):
+    transport, whole = Acknowledging(), model(600_000)
+    link = Link(topics, transport)
+    cut = link.wire.cut(whole)
+    missing = pack_parts([1, 4], cut.parts)
+    wanted = Resend(message=whole, device="pi", transfer=cut.id.hex(), parts=cut.parts, missing=missing)
+    assert link.resend(wanted) > 2 * 90_000
+    assert [codec.decode_chunk(payload, Limits()) for _, payload in transport.queue] == [cut.chunk(1), cut.chunk(4)]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({"transfer": "ab" * 32}, id="another transfer"),
+        pytest.param({"message": model(600_000, 2)}, id="another message"),
+        pytest.param({"parts": 16_000, "missing": pack_parts([1], 16_000)}, id="in slices that are mostly headers"),
+        pytest.param({"parts": 2, "missing": b"\x40"}, id="in slices larger than a packet"),
+    ],
+)
+def test_parts_of_what_was_never_sent_so_are_not_sent(topics, changed):
+    transport, whole = Acknowledging(), model(600_000)
+    link = Link(topics, transport)
+    cut = link.wire.cut(whole)
+    wanted = Resend(message=whole, device="pi", transfer=cut.id.hex(), parts=cut.parts, missing=b"\x40")
+    assert link.resend(replace(wanted, **changed)) == 0
+    assert transport.queue == []

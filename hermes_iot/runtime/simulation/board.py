@@ -29,6 +29,7 @@ from hermes_iot.core.effects import (
     Quit,
     Rebirth,
     Record,
+    Resend,
     Send,
     StoreMemory,
     StoreShard,
@@ -172,7 +173,8 @@ class SimulatedBoard:
             case Connected():
                 self._world.ledger.note(now, self.name, "connected")
                 self._link.connected(event)
-                self._perform(machine, machine.connected(now=now))
+                self._link.wire.hasten(now=now)
+                self._perform(machine, machine.connected(now=now, arriving=self._link.wire.arriving()))
             case Disconnected():
                 self._world.ledger.note(now, self.name, "disconnected")
                 self._link.disconnected()
@@ -186,6 +188,8 @@ class SimulatedBoard:
         try:
             received = self._world.decoded(self._link, delivery, now=now)
             effects = machine.received(received, now=now) if received is not None else []
+            if received is None and (until := self._link.wire.awaited_until) is not None:
+                machine.arriving(delivery.topic.rpartition("/")[2], until=until)
         except ProtocolError:
             machine.refused()
             return
@@ -196,7 +200,8 @@ class SimulatedBoard:
         if machine is None:
             return
         now = self._world.clock.now
-        self._link.wire.expire(now=now)
+        self._link.expire(now=now)
+        self._perform(machine, machine.stalled(self._link.gaps(now=now)))
         self._perform(machine, machine.expire(now=now))
         self._rest(machine)
 
@@ -234,7 +239,7 @@ class SimulatedBoard:
         """Until the next deadline, of the machine or of the wire."""
         if machine is not self.machine:
             return
-        deadline, transfer = machine.next_deadline(), self._link.wire.next_deadline()
+        deadline, transfer = machine.next_deadline(), self._link.next_deadline()
         if deadline is None or (transfer is not None and transfer < deadline):
             deadline = transfer
         self._timer.set(deadline)
@@ -244,8 +249,10 @@ class SimulatedBoard:
     def _perform(self, machine: Device, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
-                case Send(message=message, device=device):
-                    machine.carried(up=self._link.send(message, device=device))
+                case Send(message=message, device=device, reminder=reminder):
+                    machine.carried(up=self._link.send(message, device=device, reminder=reminder))
+                case Resend():
+                    machine.carried(up=self._link.resend(effect))
                 case Train(job=job):
                     self._train(machine, job)
                 case Prepare(manifest=manifest):

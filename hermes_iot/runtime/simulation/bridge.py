@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Final
 
 from hermes_iot.core.coordinator import Coordinator
-from hermes_iot.core.effects import Effect, Quit, Record, Send, SendKeyframe
+from hermes_iot.core.effects import Effect, Quit, Record, Resend, Send, SendKeyframe
 from hermes_iot.protocol import codec
 from hermes_iot.protocol.messages import Allocation, CoordinatorStatus
 from hermes_iot.runtime.coordinator_link import CoordinatorLink
@@ -74,6 +74,7 @@ class SimulatedCoordinator:
             return
         if isinstance(event, Connected):
             self._link.connected(event)
+            self._link.wire.hasten(now=now)
             self._perform(self.machine.connected(now=now))
         elif isinstance(event, Delivery):
             self._world.ledger.note(now, CLIENT_ID, event.topic, event.payload)
@@ -83,7 +84,7 @@ class SimulatedCoordinator:
     def _expire(self) -> None:
         now = self._world.clock.now
         if self.running:
-            self._link.wire.expire(now=now)
+            self._perform(self._link.tend(now=now))
             self._perform(self.machine.expire(now=now))
             self._rest()
 
@@ -92,7 +93,7 @@ class SimulatedCoordinator:
         held, self._held = self._held, []
         for effect in held:
             self._link.perform(effect)
-        deadlines = (self.machine.next_deadline(), self._link.wire.next_deadline())
+        deadlines = (self.machine.next_deadline(), self._link.next_deadline())
         self._timer.set(min((one for one in deadlines if one is not None), default=None))
 
     # --- effects --------------------------------------------------------------------------------------------------
@@ -102,7 +103,7 @@ class SimulatedCoordinator:
             match effect:
                 case Send(message=Allocation()):
                     self._held.append(effect)
-                case Send():
+                case Send() | Resend():
                     self._link.perform(effect)
                 case SendKeyframe(model=model):
                     self._link.perform_keyframe(model)

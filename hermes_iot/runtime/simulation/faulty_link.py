@@ -247,6 +247,10 @@ class FaultyTransport:
         """Unsubscribe likewise."""
         self._in_order(partial(self._inner.unsubscribe, topics))
 
+    def room(self, *, messages: int) -> bool:  # noqa: ARG002 - Transport's signature
+        """A line of this kind takes whatever it is given."""
+        return True
+
     def acknowledge(self, receipts: Sequence[int]) -> None:
         """The broker may forget these deliveries."""
         if self._connected:

@@ -137,6 +137,10 @@ class LinkTransport:
         self._send(size, partial(self._arrived, topic, payload, size, qos=qos, retain=retain, expiry_s=expiry_s))
         return True
 
+    def room(self, *, messages: int) -> bool:
+        """Always: how long what is accepted takes is the link's business."""
+        return messages > 0
+
     def subscribe(self, topics: tuple[str, ...]) -> None:
         """Subscribe, in order with what is published."""
         self._in_order(partial(self._inner.subscribe, topics))
