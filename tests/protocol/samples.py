@@ -87,6 +87,7 @@ _ALL: tuple[Message, ...] = (
         steps=400,
         share=0.125,
         shards=("8a" * 32, "9b" * 32),
+        codec="int4",
     ),
     Ack(run=RUN, session=5, seq=9, outcome="rejected", reason="norm"),
     Command(id="tx-001", name="resend"),
