@@ -168,8 +168,8 @@ def _codec_for(words: Sequence[str]) -> tuple[tuple[str, Codec], ...]:
     """
     rules: list[tuple[str, Codec]] = []
     for word in words:
-        pattern, _, codec = word.partition("=")
-        if not _PATTERN.fullmatch(pattern):
+        pattern, equals, codec = word.partition("=")
+        if not equals or not _PATTERN.fullmatch(pattern):
             raise UsageError(
                 f"--codec-for {word!r} is not understood",
                 why="before the = stands a device id, or a pattern of ids with * and ?",
