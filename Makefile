@@ -29,7 +29,8 @@ test-slow: $(VENV)/.installed-dev mosquitto
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.simulator $(ARGS)
+	$(BIN)/python -m benchmarks.simulator
+	$(BIN)/python -m benchmarks.compression
 	$(BIN)/python -m benchmarks.exchange
 
 check: $(VENV)/.installed-dev

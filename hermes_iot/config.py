@@ -43,6 +43,7 @@ class RunConfig:
         sampling: None = what the strategy proposes; where that is fresh rows, in local mode a device keeps those it has.
         gate_split: None = with fresh samples a fresh split, with kept ones a fixed slice.
         codec, codec_down: of updates and of the models that answer them; None = what the strategy proposes.
+        codec_for: (pattern of device ids, codec of their updates) instead of `codec`; the first that fits counts.
         fine: tensors that travel in fp16 whatever the codec; None = as the model needs it (`algorithms.split`).
         samples, batch: size of a device that was not measured yet, in rows.
         score_on: what merges are weighed and runs are stopped by. "test" is what the authors' code does: it lets the test
@@ -65,6 +66,7 @@ class RunConfig:
     score_on: Split = "validation"
     codec: Codec | None = None
     codec_down: Codec | None = None
+    codec_for: tuple[tuple[str, Codec], ...] = ()
     fine: Fine | None = None
     chunk_bytes: int = CHUNK_BYTES_DEFAULT
     telemetry: Telemetry = "off"

@@ -59,6 +59,7 @@ def demo(
     validation: run_options.Validation = 0.1,
     codec: run_options.CodecOption = None,
     codec_down: run_options.CodecDownOption = None,
+    codec_for: run_options.CodecForOption = None,
     fine: run_options.FineOption = None,
     telemetry: run_options.TelemetryOption = "off",
     constants: run_options.Constants = None,

@@ -8,10 +8,11 @@ nowhere.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Final, get_args
+from typing import Annotated, Any, Final, cast, get_args
 
 import typer
 
@@ -57,6 +58,14 @@ CodecOption = Annotated[
 CodecDownOption = Annotated[
     str | None, typer.Option("--codec-down", help="Of the models that answer. [default: --codec, else the strategy's]")
 ]
+CodecForOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--codec-for",
+        metavar="DEVICES=CODEC",
+        help="Another codec for the updates of some, such as 'lte-*=topk1' on a thin link; the first that fits counts.",
+    ),
+]
 FineOption = Annotated[
     str | None,
     typer.Option(
@@ -80,6 +89,8 @@ Plain = Annotated[bool, typer.Option("--plain", help="Lines instead of a live ta
 
 #: Options whose field in the run's settings has another name.
 FIELDS: Final = {"data": "data_mode", "validation": "validation_fraction"}
+
+_PATTERN: Final = re.compile(r"[A-Za-z0-9_*?\[\]!-]{1,128}")
 
 _WORDS: Final = {
     "data": get_args(DataMode),
@@ -126,7 +137,7 @@ def run_config(
         tasks.resolve(task)  # a built-in one would load torch here; of the others we want to know now that they load
     strategies.resolve(strategy).build(constants)
     settings = {FIELDS.get(option, option): value for option, value in words.items()}
-    settings |= {"constants": constants, "rules": rules}
+    settings |= {"constants": constants, "rules": rules, "codec_for": _codec_for(words.get("codec_for") or ())}
     return RunConfig(**{one.name: settings[one.name] for one in fields(RunConfig) if one.name in settings})
 
 
@@ -147,6 +158,27 @@ def chosen_constants(strategy: str, words: Sequence[str], tables: Mapping[str, A
             raise UsageError(f"--set {word!r} is not understood", mend="Write it like --set gate.z=2")
         node[last] = _value(text)
     return chosen
+
+
+def _codec_for(words: Sequence[str]) -> tuple[tuple[str, Codec], ...]:
+    """Pairs of a pattern and a codec.
+
+    Raises:
+        UsageError: a word without ``=``, a pattern that no device id can fit, or a codec that is none.
+    """
+    rules: list[tuple[str, Codec]] = []
+    for word in words:
+        pattern, equals, codec = word.partition("=")
+        if not equals or not _PATTERN.fullmatch(pattern):
+            raise UsageError(
+                f"--codec-for {word!r} is not understood",
+                why="before the = stands a device id, or a pattern of ids with * and ?",
+                mend="Write it like --codec-for 'lte-*=topk1'",
+            )
+        if codec not in get_args(Codec):
+            raise UsageError(f"--codec-for {codec!r} is not known", mend=f"Use {' or '.join(get_args(Codec))}")
+        rules.append((pattern, cast("Codec", codec)))
+    return tuple(rules)
 
 
 def _stop_rules(words: Mapping[str, Any]) -> StopRules:

@@ -97,6 +97,7 @@ def simulate(
     score_on: run_options.ScoreOn = "validation",
     codec: run_options.CodecOption = None,
     codec_down: run_options.CodecDownOption = None,
+    codec_for: run_options.CodecForOption = None,
     fine: run_options.FineOption = None,
     telemetry: run_options.TelemetryOption = "off",
     lag_max: run_options.LagMax = None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -51,6 +51,7 @@ class Aggregator:
         score_of: measures a vector on held-out rows.
         fleet: who is there.
         measure_s: a model whose score the strategy did not need is measured at most this often; 0 = each one.
+        codecs: that updates may be written in beside the run's.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Aggregator:
         *,
         fleet: Fleet,
         measure_s: float = 0.0,
+        codecs: Collection[str] = (),
     ) -> None:
         self.model = GlobalModel(manifest, initial, strategy.regime)
         self.tally = Tally()
@@ -70,6 +72,7 @@ class Aggregator:
         self._score_of = score_of
         self._fleet = fleet
         self._measure_s = measure_s
+        self._codecs = frozenset({manifest.codec, *codecs})
         self._measured = (0, -math.inf)  # version and elapsed seconds
         self._state: Any = strategy.coordinator_start(initial)
         self._scores: list[Score] = []
@@ -96,6 +99,7 @@ class Aggregator:
         """What becomes of an update. `manifest` is the run's as it stands, `closed` that it is over."""
         standing = Standing(
             manifest=manifest,
+            codecs=self._codecs,
             split=self.model.split,
             session=member.session,
             handled=member.handled,

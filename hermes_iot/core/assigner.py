@@ -8,6 +8,8 @@ a damaged disk, a registry from a backup - the version a device reports shows it
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Final
 
 from hermes_iot.algorithms.speed import Report
@@ -78,7 +80,7 @@ class Assigner:
             return []
         if state.shard != allocation.next_shard:
             return []
-        member.allocation = self.allotment.rotate(allocation)
+        member.allocation = replace(self.allotment.rotate(allocation), codec=allocation.codec)
         return [remember(member), *self.say(member)]
 
     def ship(self, member: Member, request: Request, *, now: float) -> list[Effect]:
@@ -136,6 +138,11 @@ class Assigner:
             if idle and not member.reissue and self.allotment.release(member.device):
                 member.reissue = True
 
+    def _codec(self, device: DeviceId) -> str:
+        """The one a person wants for its updates; "" = the run's."""
+        rules = self._settings.codec_for
+        return next((codec for pattern, codec in rules if fnmatchcase(device, pattern)), "")
+
     def _fitted(self, member: Member, size: Sizing) -> Sizing:
         return sizing.fitted(size, sizing.rows_max(member, self._manifest.data))
 
@@ -145,6 +152,7 @@ class Assigner:
         size = self._fitted(member, asked)
         held = self._roster.allocations()
         allocation = self.allotment.allot(member.device, size, held, above=member.obeyed, reason=reason)
+        allocation = replace(allocation, codec=self._codec(member.device))
         if unless_same and member.allocation is not None and _alike(member.allocation, allocation):
             return []  # whole blocks: what was asked for came out as what it has
         member.allotted(allocation, now=now)

@@ -85,7 +85,13 @@ class Coordinator:
         self._roster = Roster(manifest.run, settings.devices_max)
         self._assigner = Assigner(manifest, settings, self._roster, shard_of, early=strategy.regime.sizes_early)
         self._aggregator = Aggregator(
-            manifest, strategy, initial, score, fleet=self._roster.live, measure_s=settings.measure_interval_s
+            manifest,
+            strategy,
+            initial,
+            score,
+            fleet=self._roster.live,
+            measure_s=settings.measure_interval_s,
+            codecs=[codec for _, codec in settings.codec_for],
         )
         self._status = replace(status, run=manifest.run)
         self._summons = Summons(session=status.session, first_s=settings.retry_s, most_s=settings.retry_max_s)

@@ -13,7 +13,7 @@ refuses, and the answer brings the device back into step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from hermes_iot.algorithms.compression import unpack
@@ -46,6 +46,7 @@ class Standing:
     """What an update is held against.
 
     Attributes:
+        codecs: that an update may be written in.
         split: which entries of an update travel in fp16 whatever the codec.
         session: the sender's newest.
         handled: (session, seq) of the sender's newest update handled.
@@ -55,6 +56,7 @@ class Standing:
     """
 
     manifest: RunManifest
+    codecs: Collection[str]
     split: Split | None
     session: int
     handled: tuple[int, int]
@@ -73,7 +75,7 @@ def judge(update: Update, standing: Standing, merge: Callable[[Params, int], Mer
         return Verdict(outcome="rejected", reason="run")
     if update.model != manifest.model.sha256 or update.parameters != manifest.model.parameters:
         return Verdict(outcome="rejected", reason="model_mismatch")
-    if update.codec != manifest.codec:
+    if update.codec not in standing.codecs:
         return Verdict(outcome="rejected", reason="codec")
     mark = (update.session, update.seq)
     if mark < standing.handled and update.session < standing.session:

@@ -21,15 +21,15 @@ import math
 from collections import deque
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from hermes_iot.algorithms.compression import pack, pack_with_feedback
+from hermes_iot.algorithms.compression import CODINGS, pack, pack_with_feedback
 from hermes_iot.algorithms.split import split_of
 from hermes_iot.algorithms.strategies.base import Decision, Strategy, Work
 from hermes_iot.algorithms.trees import is_finite, norm, sha256
-from hermes_iot.domain import DeviceId, Params, Probe, Ranges, Trained, TrainJob, stable_int
+from hermes_iot.domain import Codec, DeviceId, Params, Probe, Ranges, Trained, TrainJob, stable_int
 from hermes_iot.protocol.messages import Allocation, RunManifest
 
 #: The iteration time reported is the median of so many; one slow iteration (another process, a GC) is not a trend.
@@ -45,6 +45,7 @@ class Outgoing:
     """What is to be pushed: the encoded vector, and the local iterations and mini-batches it stands for."""
 
     body: bytes
+    codec: Codec
     iterations: int
     steps: int
 
@@ -55,6 +56,7 @@ class Learner:
     Attributes:
         regime: what the strategy asks of the run.
         split: which entries travel in fp16 whatever the codec.
+        codec: of what is pushed: the allocation's where it names one that can be used, else the run's.
         base, base_version, base_sha256: the model last received; None before the first. The digest is kept only where
             updates or answers are made from it.
         iterations, published, mini_batches, diverged: counters of this process in this run.
@@ -83,6 +85,7 @@ class Learner:
         self._walked = self._walked_at_base = 0
         self._ground: tuple[Ranges, tuple[str, ...]] = ((), ())
         self.regime = strategy.regime
+        self.codec: Codec = manifest.codec
         self.base: Params | None = None
         self.base_version = 0
         self.base_sha256 = ""
@@ -137,6 +140,9 @@ class Learner:
 
     def reallocated(self, allocation: Allocation) -> None:
         """Another allocation is in force; times of another size say nothing about it (a new shard is no new size)."""
+        coding = CODINGS.get(allocation.codec)
+        usable = coding is not None and (self.regime.displaces or not coding.partial)
+        self.codec = cast("Codec", allocation.codec) if usable else self._manifest.codec
         size = (allocation.samples, allocation.batch, allocation.steps)
         if size != self._size:
             self._size = size
@@ -265,16 +271,16 @@ class Learner:
             return False
         if regime.displaces:
             try:
-                body, residual = pack_with_feedback(vector, self._residual, self._manifest.codec, self.split)
+                body, residual = pack_with_feedback(vector, self._residual, self.codec, self.split)
             except ValueError:  # with what was cut off before, the sum leads out of float32
                 return False
             if not is_finite(residual):
                 return False
             self._residual, self._origin = residual, params
         else:
-            body = pack(vector, self._manifest.codec, self.split)
+            body = pack(vector, self.codec, self.split)
         self._policy = policy
-        self.outgoing = Outgoing(body=body, iterations=self.since_push, steps=self.steps_since_push)
+        self.outgoing = Outgoing(body=body, codec=self.codec, iterations=self.since_push, steps=self.steps_since_push)
         self.since_push = self.steps_since_push = 0
         self.published += 1
         self.summoned = False

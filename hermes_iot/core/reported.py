@@ -82,7 +82,7 @@ def update_of(
         seq=memory.seq,
         base_version=base_version,
         model=manifest.model.sha256,
-        codec=manifest.codec,
+        codec=outgoing.codec,
         parameters=manifest.model.parameters,
         loss=result.loss,
         samples=result.samples,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hermes_iot.core.stopping import StopRules
-from hermes_iot.domain import Sizing
+from hermes_iot.domain import Codec, Sizing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,7 @@ class CoordinatorSettings:
     Attributes:
         rules: when the run ends.
         first: size of a device nobody has measured yet.
+        codec_for: (pattern of device ids, codec of their updates); the first that fits counts, else the run's codec.
         lag_max: an update made from a model older by more versions is stale; None = never.
         keyframe_interval_s, status_interval_s, resize_interval_s: at most this often, and in a large fleet no more often
             than every `announce_s_per_device` times its size.
@@ -56,6 +57,7 @@ class CoordinatorSettings:
 
     rules: StopRules = field(default_factory=StopRules)
     first: Sizing = field(default_factory=lambda: Sizing(samples=256, batch=16))
+    codec_for: tuple[tuple[str, Codec], ...] = ()
     lag_max: int | None = None
     keyframe_interval_s: float = 5.0
     status_interval_s: float = 2.0

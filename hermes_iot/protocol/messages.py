@@ -162,6 +162,7 @@ class Allocation:
         steps: mini-batches of one iteration in a walk; 0 where `samples` and the run's epochs make an iteration.
         share: of the fleet's speed; about the weight this device's update gets. 0 where nothing goes by speed.
         shards: in a walk over shipped data, digests of the pieces to walk over; it begins with those at hand.
+        codec: of this device's updates, if it knows it; "" = the run's.
     """
 
     run: Name
@@ -178,6 +179,7 @@ class Allocation:
     steps: Count = 0
     share: Share = 0.0
     shards: tuple[Sha256, ...] = ()
+    codec: Text = ""
     epoch: Count = 0
     v: Literal[1] = 1
 

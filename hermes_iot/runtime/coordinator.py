@@ -138,6 +138,7 @@ class CoordinatorRunner:
                 settings,
                 rules=config.rules,
                 first=first_size(config, self.bench, strategy.regime, settings.first),
+                codec_for=config.codec_for,
                 lag_max=config.lag_max,
             ),
             shard_of=self.bench.shard_of,

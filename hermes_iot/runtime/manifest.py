@@ -30,10 +30,16 @@ def new_run_id(task: str) -> str:
 
 
 def manifest_of(run: str, config: RunConfig, bench: Bench, strategy: StrategyInfo, regime: Regime) -> RunManifest:
-    """What the devices are told: the person's choices, else the strategy's, else the task's."""
+    """What the devices are told: the person's choices, else the strategy's, else the task's.
+
+    Raises:
+        UsageError: as `codecs_of`, also for a codec that only some devices shall use.
+    """
     signature = bench.trainer.signature
     tensors = tuple((spec.name, spec.shape) for spec in signature.tensors)
     codecs = codecs_of(config.codec, config.codec_down, regime)
+    for pattern, codec in config.codec_for:
+        _codec(codec, f"--codec-for {pattern}=", displacement=regime.displaces)
     sampling = config.sampling or regime.sampling
     if config.sampling is None and sampling == "fresh" and config.data_mode == "local":
         sampling = "kept"
@@ -68,7 +74,7 @@ def codecs_of(codec: Codec | None, codec_down: Codec | None, regime: Regime) -> 
     """Of updates and of answers, from those a person may have named.
 
     Raises:
-        UsageError: the strategy sends whole models that way, and the codec leaves entries out.
+        UsageError: the strategy sends whole models that way, and the codec keeps too little of one.
     """
     up = _codec(codec or regime.codec_up, "--codec", displacement=regime.displaces)
     return up, _codec(codec_down or codec or regime.codec_down, "--codec-down", displacement=regime.delta_down)
@@ -77,7 +83,7 @@ def codecs_of(codec: Codec | None, codec_down: Codec | None, regime: Regime) -> 
 def _codec(codec: Codec, option: str, *, displacement: bool) -> Codec:
     if CODINGS[codec].partial and not displacement:
         raise UsageError(
-            f"{option} {codec} cannot be used with this strategy",
+            f"{option if option.endswith('=') else option + ' '}{codec} cannot be used with this strategy",
             why="it sends whole models that way, and that codec keeps too little of one",
             mend="Use fp16, bf16, int8 or int4",
         )

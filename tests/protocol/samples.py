@@ -91,6 +91,7 @@ _ALL: tuple[Message, ...] = (
         steps=400,
         share=0.125,
         shards=("8a" * 32, "9b" * 32),
+        codec="int4",
     ),
     Ack(epoch=3, run=RUN, session=5, seq=9, outcome="rejected", reason="norm", newest=6),
     Command(epoch=3, id="tx-001", name="resend", transfer="bd" * 32, parts=11, missing=b"\x40\x20"),

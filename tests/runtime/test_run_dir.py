@@ -1,8 +1,13 @@
 """Which run the same command goes on with."""
 
+from dataclasses import replace
+
 import pytest
 
 from hermes_iot.config import RunConfig
+from hermes_iot.core.effects import Remember
+from hermes_iot.errors import UsageError
+from hermes_iot.protocol.messages import Allocation
 from hermes_iot.runtime.run_dir import RunDir, unfinished
 
 
@@ -37,3 +42,24 @@ def test_a_damaged_run_is_passed_over_with_a_word(runs, tmp_path, caplog):
         path.write_bytes(b"{")
     assert unfinished(tmp_path, "lab", "room.py", "hermes") == whole
     assert f"skipped {broken}" in caplog.text
+
+
+def test_the_codec_a_device_was_told_is_written_down_with_its_allocation(tmp_path):
+    told = Allocation(run="r", device="lte-1", version=1, samples=8, batch=4, codec="int4")
+    run_dir = RunDir(tmp_path / "a")
+    run_dir.begin("r", fleet="lab", config=RunConfig(task="room.py"), created_at="2026-01-01T00:00:00+00:00")
+    run_dir.remember("r", [Remember(devices={}, allocations={"lte-1": told})])
+    run_dir.close()
+    again = RunDir(tmp_path / "a")
+    assert again.registry.allocations_of("r")["lte-1"]["extra"]["codec"] == "int4"
+    again.close()
+
+
+def test_a_run_goes_on_with_the_codecs_it_was_begun_with_only(tmp_path):
+    config = RunConfig(task="room.py", strategy="hermes", codec_for=(("lte-*", "int4"),))
+    run_dir = RunDir(tmp_path / "a")
+    run_dir.begin("r", fleet="lab", config=config, created_at="2026-01-01T00:00:00+00:00")
+    assert run_dir.unfinished("lab", config) == "r"
+    with pytest.raises(UsageError, match="was begun with codec for"):
+        run_dir.unfinished("lab", replace(config, codec_for=()))
+    run_dir.close()

@@ -323,3 +323,23 @@ def test_limits_that_end_nothing_are_refused():
         with pytest.raises(UsageError, match="virtual_s"):
             SimLimits(virtual_s=wrong)
     assert SimLimits(virtual_s=36_000).interval_s == 18
+
+
+# --- codecs -----------------------------------------------------------------------------------------------------------
+
+
+def test_devices_that_are_told_another_codec_send_its_bytes_and_nothing_is_refused():
+    config = toy_config(strategy="asp", codec="fp32", codec_for=(("slow-*", "int4"),), rules=StopRules())
+    outcome = toy_run(virtual_s=5.0, config=config, bench=toy_bench(config, features=400))
+    rows = devices(outcome)
+    assert all(row["updates_published"] > 3 for row in rows.values()), rows
+    assert (outcome.summary["updates_rejected"], outcome.summary["reasons"]) == (0, {})
+    each = {name: row["bytes_up"] / row["updates_published"] for name, row in rows.items()}
+    # 1,203 parameters: 4,812 bytes in fp32, 610 in int4, and a few hundred of everything else that is said
+    assert min(each["fast-1"], each["fast-2"]) > 4_812 * 0.9
+    assert max(each["slow-1"], each["slow-2"]) < 0.5 * 4_812
+
+
+def test_whole_models_are_in_nobodys_case_sent_in_a_codec_that_keeps_too_little():
+    with pytest.raises(UsageError, match=r"--codec-for slow-\*=topk5 cannot be used with this strategy"):
+        toy_run(config=toy_config(codec_for=(("slow-*", "topk5"),), rules=StopRules()))

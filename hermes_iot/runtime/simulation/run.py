@@ -131,6 +131,7 @@ class _Simulation:
                 checkpoint_interval_s=math.inf,  # they would be thrown away
                 rules=config.rules,
                 first=first_size(config, bench, strategy.regime, settings.first),
+                codec_for=config.codec_for,
                 lag_max=config.lag_max,
             ),
             shard_of=bench.shard_of,
