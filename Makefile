@@ -1,6 +1,6 @@
 # make demo   a fleet of four emulated boards trains on this machine
 # make test   the whole fast suite          make check  style, types, import rules
-# make test-slow  minutes rather than seconds   make bench  measurements of the software itself
+# make test-slow  minutes rather than seconds   make bench  measurements of the software itself, also in bench/*.json
 VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -28,8 +28,9 @@ test: $(VENV)/.installed-dev mosquitto
 test-slow: $(VENV)/.installed-dev mosquitto
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.simulator $(ARGS)
+bench: $(VENV)/.installed-dev mosquitto
+	$(BIN)/python -m benchmarks.simulator --out bench/simulator.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ingest --out bench/ingest.json $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
