@@ -1,6 +1,6 @@
 # make demo   a fleet of four emulated boards trains on this machine
 # make test   the whole fast suite          make check  style, types, import rules
-# make test-slow  minutes rather than seconds   make bench  measurements of the software itself
+# make test-slow  minutes rather than seconds   make bench  measurements of the software itself, also in bench/*.json
 VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -28,10 +28,11 @@ test: $(VENV)/.installed-dev mosquitto
 test-slow: $(VENV)/.installed-dev mosquitto
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.simulator
-	$(BIN)/python -m benchmarks.compression
-	$(BIN)/python -m benchmarks.exchange
+bench: $(VENV)/.installed-dev mosquitto
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.simulator --out bench/simulator.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.compression --out bench/compression.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ingest --out bench/ingest.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.exchange
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

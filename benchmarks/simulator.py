@@ -77,7 +77,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--strategy", default="hermes-plus")
     parser.add_argument("--virtual", type=float, default=120.0, metavar="S", help="virtual seconds [default: 120]")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print the document instead of the table")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the document here as well")
     given = parser.parse_args()
     cost(given.strategy, SIZES[0], 10.0)  # the first run pays for imports
     costs = [cost(given.strategy, boards, given.virtual) for boards in SIZES]
@@ -88,8 +89,12 @@ def main() -> None:
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "own_time": profile(given.strategy, SIZES[1], given.virtual),
     }
+    text = json.dumps(document) + "\n"
+    if given.out is not None:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(text)
     if given.json:
-        sys.stdout.write(json.dumps(document) + "\n")
+        sys.stdout.write(text)
         return
     lines = [f"{given.strategy}, {given.virtual:g} virtual seconds, peak {document['peak_mib']:.0f} MiB"]
     for row in costs:

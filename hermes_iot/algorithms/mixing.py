@@ -22,7 +22,7 @@ the untrained model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -108,8 +108,7 @@ def mix(
             rounds += 1
         follow = max(1 - (1 - ema_rate) ** (share * elapsed), 1 / (1 + state.merges))
         average = state.average + (merged - state.average) * np.float32(follow)
-    mixing = replace(
-        state,
+    mixing = Mixing(
         velocity=velocity,
         gathered=gathered,
         gathered_share=gathered_share,

@@ -269,11 +269,11 @@ class Aggregator:
 
     def _advance(self, merged: Merged, *, measured: Score | None = None, again: bool = False) -> Score | None:
         """The next version, if there is one; its score where it is measured now. `again`: `measured` was."""
-        self.progress = replace(self.progress, applied=self.tally.applied)
         if merged.model is None:
+            self._progressed(self.progress.since_best)
             return None
         self.model.advance(merged.model, merged.score)
-        self.progress = replace(self.progress, since_best=self.progress.since_best + 1)
+        self._progressed(self.progress.since_best + 1)
         if merged.score is not None:
             self._note(merged.score)
             return None
@@ -287,12 +287,27 @@ class Aggregator:
         """The score of the present version."""
         self._measured = (self.model.version, self.progress.elapsed_s)
         self.model.score = score
-        better = score.loss < self.progress.best_loss
-        self.progress = replace(
-            self.progress,
+        before = self.progress
+        better = score.loss < before.best_loss
+        self.progress = Progress(
+            elapsed_s=before.elapsed_s,
+            bytes_total=before.bytes_total,
+            applied=before.applied,
             accuracy=score.accuracy,
-            best_loss=score.loss if better else self.progress.best_loss,
-            since_best=0 if better else self.progress.since_best,
+            best_loss=score.loss if better else before.best_loss,
+            since_best=0 if better else before.since_best,
+        )
+
+    def _progressed(self, since_best: int) -> None:
+        """Updates were counted. Written out, like `passed`."""
+        before = self.progress
+        self.progress = Progress(
+            elapsed_s=before.elapsed_s,
+            bytes_total=before.bytes_total,
+            applied=self.tally.applied,
+            accuracy=before.accuracy,
+            best_loss=before.best_loss,
+            since_best=since_best,
         )
 
 

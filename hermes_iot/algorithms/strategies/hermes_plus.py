@@ -283,7 +283,7 @@ class HermesPlus(BaseStrategy[PairedGateState, CoordinatorHalf]):
         )
         if not mixing.is_sound(state.mixing, one):
             raise ProtocolError("finite", f"the update of {contribution.device} leads out of float32")
-        return replace(state, mixing=one), model, share
+        return CoordinatorHalf(mixing=one, shares=state.shares, waiting=state.waiting), model, share
 
     def _close(self, state: CoordinatorHalf, model: Params, fleet: Fleet) -> tuple[CoordinatorHalf, Merged]:
         """Merge everybody's once everybody who is there has contributed."""
