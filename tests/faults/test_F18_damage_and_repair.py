@@ -6,13 +6,16 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from hermes_iot.cli import main
 from hermes_iot.core.coordinator import CoordinatorSettings
+from hermes_iot.core.effects import Checkpoint
 from hermes_iot.core.stopping import StopRules
 from hermes_iot.errors import StorageError
 from hermes_iot.runtime.repair import examine, mend
+from hermes_iot.runtime.run_dir import RunDir
 from hermes_iot.storage import journal
 from hermes_iot.storage.checkpoints import CheckpointStore
 from tests.storage.test_storage_crashes import crashes
@@ -72,7 +75,8 @@ def left(tmp_path_factory):
             version = coordinator.machine.version
             models[version] = model_of(coordinator.machine)
             saved = coordinator.run_dir.checkpoints.versions
-            if not copies and len(saved) == 2 and saved[0] > 0 and version >= saved[1] + BEHIND:
+            written, newest = coordinator.run_dir.journal.synced_index, coordinator.run_dir._newest
+            if not copies and len(saved) == 2 and saved[0] > 0 and written >= newest[1] + BEHIND:
                 copies.append(version)
                 shutil.copytree(coordinator.run_dir.path, tmp / "run")
                 # What is appended and not synced yet is not in the copy.
@@ -331,6 +335,20 @@ def test_F18_repair_needs_no_torch(left, tmp_path):
     environment = {"PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([sys.executable, "-c", script, str(run)], capture_output=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_F18_a_version_saved_again_is_mended_from_the_copy_before(tmp_path, capsys):
+    run_dir = RunDir(tmp_path)
+    run_dir.begin("run-a", fleet="lab", config=config_of(), created_at="2026-01-01T00:00:00+00:00")
+    for turn in range(3):
+        run_dir.save("run-a", Checkpoint(version=7, arrays={"model": np.zeros(3, np.float32)}, scalars={"turn": turn}))
+    run_dir.close()
+    flip(run_dir.checkpoints.path(7))
+    assert run_repair(capsys, tmp_path)[0] == 8
+    assert run_repair(capsys, tmp_path, "--yes")[0] == 0
+    assert run_repair(capsys, tmp_path)[0] == 0
+    found = CheckpointStore(tmp_path / "checkpoints").latest()
+    assert (found.metadata["scalars"], found.skipped) == ({"turn": 1}, ())
 
 
 # --- killed while it mends --------------------------------------------------------------------------------------------
