@@ -12,7 +12,7 @@ rows, `shard_of` encodes rows. Both are pure; the same events give the same run,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from hermes_iot.core.effects import Effect, Journal, Quit, Record, Resend, Send,
 from hermes_iot.core.global_model import BASES_MAX
 from hermes_iot.core.member import Member
 from hermes_iot.core.pace import Pace, Stopwatch
+from hermes_iot.core.redo import Entry, weight
 from hermes_iot.core.roster import Roster
 from hermes_iot.core.settings import CoordinatorSettings
 from hermes_iot.core.shipped import Shipped
@@ -111,7 +112,9 @@ class Coordinator:
         self._linger_until = self._farewell_until = math.inf
         self._gone = False
         self._unasked: tuple[DeviceId, ...] = ()  # summoned by another process
+        self._logged = 0  # bytes of the redo log since the last checkpoint, about
         if restored is not None:
+            restored = replace(restored, entries=self._weighed(restored.entries))
             self._unasked = snapshot.resume(restored, self._aggregator, self._assigner, self._roster)
             self._checkpoint_version = restored.version
             self._watch.started_at = now - self.progress.elapsed_s
@@ -303,7 +306,7 @@ class Coordinator:
             self._assigner.reclaim()
             reports = self._assigner.reports(now=now)
             effects += self._assigner.resize(self._aggregator.resize(reports), now=now) if reports else []
-        if self.version != self._checkpoint_version and self._checkpoint_pace.due(now=now):
+        if self._checkpoint_wanted(now):
             effects += self._checkpoint(now)
         if self._connected and self.version != self._keyframe_version and self._keyframe_pace.due(now=now):
             effects += self._keyframe(now)
@@ -485,7 +488,7 @@ class Coordinator:
 
     def _journalled(self, effects: list[Effect]) -> list[Effect]:
         """What was decided is written down before it is told."""
-        entries = self._aggregator.drain()
+        entries = tuple(self._weighed(self._aggregator.drain()))
         return [Journal(entries=entries), *effects] if entries else effects
 
     # --- what is said and kept ------------------------------------------------------------------------------------
@@ -536,7 +539,19 @@ class Coordinator:
         summoned = self._summons.pending or self._unasked
         return snapshot.taken(self._aggregator, self._assigner, self._roster, summoned=summoned)
 
+    def _weighed(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        for entry in entries:
+            self._logged += weight(entry)
+            yield entry
+
+    def _checkpoint_wanted(self, now: float) -> bool:
+        """By time where the model has changed; by the log's size even where nothing but repetitions came."""
+        if not math.isfinite(self._checkpoint_pace.interval_s):
+            return False
+        changed = self.version != self._checkpoint_version and self._checkpoint_pace.due(now=now)
+        return changed or self._logged >= self.settings.checkpoint_bytes
+
     def _checkpoint(self, now: float) -> list[Effect]:
-        self._checkpoint_version = self.version
+        self._checkpoint_version, self._logged = self.version, 0
         self._checkpoint_pace.done_at = now
         return [snapshot.dump(self._snapshot())]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from hermes_iot.algorithms.speed import Report
 from hermes_iot.domain import DeviceId, Params, Score
@@ -78,6 +78,16 @@ class Resized:
 
 
 Entry: TypeAlias = UpdateTaken | FleetChanged | Resized
+
+#: What an entry takes beside its tensors, about; a small one is mostly this.
+HEAD_BYTES: Final = 512
+
+
+def weight(entry: Entry) -> int:
+    """How many bytes of a log an entry takes, about."""
+    if not isinstance(entry, UpdateTaken):
+        return HEAD_BYTES
+    return HEAD_BYTES + len(entry.update.body) + (entry.base.nbytes if entry.base is not None else 0)
 
 
 class Crew:

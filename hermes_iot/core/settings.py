@@ -46,6 +46,8 @@ class CoordinatorSettings:
             is: 0.02 = 50 deliveries a second of each kind, from 100 (status) or 250 devices (keyframe) on. Devices
             slow their states down likewise, so a fleet is not sized more often than it reports.
         checkpoint_interval_s: at most this often; infinite = only at the beginning and the end.
+        checkpoint_bytes: where the redo log since the last checkpoint has grown so large, one is made at once, also where
+            the model has not changed: repetitions are written down, too.
         measure_patience_s: a device that reports no time for so long no longer holds up the others' sizes, nor, where
             it gives no other sign of work, what waits for everybody.
         linger_s: after the end, how long to wait for the devices' last counters.
@@ -64,6 +66,7 @@ class CoordinatorSettings:
     resize_interval_s: float = 1.0
     announce_s_per_device: float = 0.02
     checkpoint_interval_s: float = 10.0
+    checkpoint_bytes: int = 256 * 1024 * 1024
     measure_patience_s: float = 300.0
     linger_s: float = 5.0
     farewell_s: float = 600.0

@@ -28,7 +28,7 @@ from hermes_iot.protocol.messages import Allocation
 from hermes_iot.protocol.schema import from_mapping
 from hermes_iot.runtime import redo_log
 from hermes_iot.storage.atomic import make_directory
-from hermes_iot.storage.checkpoints import CheckpointStore, export_model
+from hermes_iot.storage.checkpoints import KEEP_MIN, CheckpointStore, export_model
 from hermes_iot.storage.journal import Journal, segments
 from hermes_iot.storage.registry import Registry, plain
 
@@ -71,7 +71,7 @@ class RunDir:
             raise
         if self.journal.torn_bytes:
             log.warning("cut %d bytes off the journal in %s: they were never whole", self.journal.torn_bytes, path)
-        self._first_entries: dict[int, int] = {}  # of each checkpoint written here: the first entry after it
+        self._newest: tuple[int, int] | None = None  # the checkpoint written here last, and the first entry after it
 
     def unfinished(self, fleet: str, config: RunConfig) -> str | None:
         """The id of the run in here that has not ended; None in a fresh directory.
@@ -181,11 +181,14 @@ class RunDir:
             "record": plain(self.registry.run(run)),
         }
         self.checkpoints.save(checkpoint.version, dict(checkpoint.arrays), metadata)
-        self._first_entries[checkpoint.version] = first
+        before, self._newest = self._newest, (checkpoint.version, first)
         self.journal.roll()
-        kept = self.checkpoints.versions
-        if all(version in self._first_entries for version in kept):
-            self.journal.cut(min(self._first_entries[version] for version in kept))
+        # Of an earlier process's checkpoint it is not known here where it goes on; it is gone after the next one.
+        if (
+            before is not None
+            and len(self.checkpoints.versions) + self.checkpoints.repeated(checkpoint.version) == KEEP_MIN
+        ):
+            self.journal.cut(before[1])
 
     def remember(self, run: str, changes: Sequence[Remember]) -> None:
         """Write what changed about devices, in one go."""

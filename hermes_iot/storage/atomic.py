@@ -38,8 +38,9 @@ from hermes_iot.storage.disk import disk
 
 T = TypeVar("T")
 
-#: Nothing larger is read into memory as a checked file; the largest of ours, a 10,000-device registry, is about 7 MB.
-CHECKED_BYTES_MAX = 64 * 1024 * 1024
+#: Nothing larger is read into memory as a checked file, and so none is written; the largest of ours, a registry of
+#: 100,000 devices, is about 70 MB.
+CHECKED_BYTES_MAX = 256 * 1024 * 1024
 
 _HEAD = re.compile(
     rb'\{"hermes-iot": "([a-z-]{1,32})", "format": ([0-9]{1,9}), "bytes": ([0-9]{1,12}), "sha256": "([0-9a-f]{64})"'
@@ -125,7 +126,14 @@ def write_atomic(path: Path, *data: bytes | memoryview, backup: bool = False) ->
 
 
 def write_checked(
-    path: Path, payload: bytes, *, kind: str, version: int, backup: bool = False, document: bool = False
+    path: Path,
+    payload: bytes,
+    *,
+    kind: str,
+    version: int,
+    backup: bool = False,
+    document: bool = False,
+    bytes_max: int = CHECKED_BYTES_MAX,
 ) -> None:
     """`write_atomic` with the framing above around the payload.
 
@@ -136,14 +144,18 @@ def write_checked(
         version: of the payload's layout.
         backup: as in `write_atomic`.
         document: make the whole file one JSON document.
+        bytes_max: what `read_checked` will be given.
 
     Raises:
-        StorageError: as in `write_atomic`.
+        StorageError: as in `write_atomic`, or larger than can be read again.
     """
     opening, closing = _DOCUMENT if document else _BINARY
     head = f'{{"hermes-iot": "{kind}", "format": {version}, "bytes": {len(payload)}, "sha256": "'
     parts = (head.encode(), _checksum(kind, version, payload).encode(), b'"', opening, payload, closing)
-    write_atomic(path, b"".join(parts), backup=backup)
+    data = b"".join(parts)
+    if len(data) > bytes_max:
+        raise StorageError(f"cannot write {path}", why=f"it has {len(data)} bytes, {bytes_max} can be read again")
+    write_atomic(path, data, backup=backup)
 
 
 def read_checked(path: Path, *, kind: str, version: int, bytes_max: int = CHECKED_BYTES_MAX) -> bytes | None:

@@ -8,7 +8,8 @@ equal content gives equal files this way.
 
 A store keeps the newest `keep` checkpoints of one run, numbered by model version. Where the newest is damaged, `latest`
 says so and gives the one before; together with the journal that still leads to the identical model, provided the
-journal is only cut up to the *oldest* checkpoint kept (`CheckpointStore.versions`).
+journal is only cut up to the *oldest* checkpoint kept (`CheckpointStore.versions`). Where a version is saved again, for
+the log grows although the model stands still, the one before it stays as ``<name>.bak`` and is the second of the two.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ from hermes_iot.storage.disk import disk
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
-#: Nothing larger is read into memory: 10^9 float32 parameters.
-CHECKPOINT_BYTES_MAX = 4 * 1024**3
+#: Nothing larger is read into memory, and so nothing larger is written: four vectors of 4 * 10^9 float32 parameters.
+CHECKPOINT_BYTES_MAX = 64 * 1024**3
+#: What safetensors puts before the tensors, for each of them at most about this.
+_HEAD_BYTES = 1024
 
 #: One may be damaged.
 KEEP_MIN = 2
@@ -73,21 +76,29 @@ class Checkpoint:
     skipped: tuple[str, ...]
 
 
-def save(path: Path, arrays: Arrays, metadata: Mapping[str, object]) -> None:
+def save(path: Path, arrays: Arrays, metadata: Mapping[str, object], *, backup: bool = False) -> None:
     """Write tensors and what belongs to them, atomically.
 
     Args:
         path: the file; its directory must exist.
         arrays: by name; any shape and stride, of the integer, boolean and IEEE float types.
         metadata: JSON-able; floats come back bit for bit, infinities and NaN included.
+        backup: keep the file before as ``<name>.bak``.
 
     Raises:
-        StorageError: it could not be written; the file before stands.
+        StorageError: it could not be written, or is larger than `load` takes; the file before stands.
     """
     plain = {name: _plain(array) for name, array in arrays.items()}
     body = json.dumps(metadata, separators=(",", ":"))
+    size = len(body) + sum(array.nbytes + _HEAD_BYTES for array in plain.values())
+    if size > CHECKPOINT_BYTES_MAX:
+        raise StorageError(
+            f"cannot write {path}",
+            why=f"it would have about {size} bytes, at most {CHECKPOINT_BYTES_MAX} can be read again",
+            mend="Train a smaller model, or with a strategy that keeps fewer vectors",
+        )
     entry = {"format": FORMAT_VERSION, "sha256": _checksum(FORMAT_VERSION, plain, body), "metadata": body}
-    atomic.write_atomic(path, *_pieces(plain, {_ENTRY: json.dumps(entry)}))
+    atomic.write_atomic(path, *_pieces(plain, {_ENTRY: json.dumps(entry)}), backup=backup)
 
 
 def load(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -157,6 +168,7 @@ class CheckpointStore:
         self._directory = directory
         self._keep = keep
         self._damaged: set[int] = set()
+        self._fallen_back: set[int] = set()  # the backup is whole, the file is not
 
     @property
     def versions(self) -> tuple[int, ...]:
@@ -189,8 +201,10 @@ class CheckpointStore:
         atomic.make_directory(self._directory)
         atomic.sweep(self._directory)
         path = self.path(version)
-        save(path, arrays, {"version": version, "metadata": metadata})
+        again = version in self.versions and version not in self._fallen_back
+        save(path, arrays, {"version": version, "metadata": metadata}, backup=again)
         self._damaged.discard(version)
+        self._fallen_back.discard(version)
         self._prune()
         return path
 
@@ -201,10 +215,23 @@ class CheckpointStore:
             Damaged: not what was written, or another version's.
             StorageError: missing, unreadable, or of a newer format.
         """
-        arrays, envelope = load(self.path(version))
-        if envelope.get("version") != version or "metadata" not in envelope:
-            raise atomic.damaged(self.path(version), f"it holds version {envelope.get('version')}")
-        return arrays, envelope["metadata"]
+        return _of_version(self.path(version), version)
+
+    def read_backup(self, version: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any]] | None:
+        """The one saved before it under the same version; None where there is none, or it is damaged.
+
+        Raises:
+            StorageError: unreadable, or of a newer format.
+        """
+        path = atomic.backup_of(self.path(version))
+        try:
+            return _of_version(path, version) if path.exists() else None
+        except atomic.Damaged:
+            return None
+
+    def repeated(self, version: int) -> bool:
+        """Whether a version has a backup: then it needs no older one beside it."""
+        return atomic.backup_of(self.path(version)).exists()
 
     def latest(self) -> Checkpoint | None:
         """The newest that can be read; None when the store is empty.
@@ -218,8 +245,12 @@ class CheckpointStore:
                 arrays, metadata = self.read(version)
             except atomic.Damaged as damage:
                 skipped.append(f"{damage.what}: {damage.why}")
-                self._damaged.add(version)
-                continue
+                before = self.read_backup(version)
+                if before is None:
+                    self._damaged.add(version)
+                    continue
+                self._fallen_back.add(version)
+                arrays, metadata = before
             return Checkpoint(version=version, arrays=arrays, metadata=metadata, skipped=tuple(skipped))
         if not skipped:
             return None
@@ -235,13 +266,22 @@ class CheckpointStore:
 
     def _prune(self) -> None:
         # Damaged ones go only here, once a good one is safe, and never count as one of those kept.
-        kept = self.versions[-self._keep :]
-        for version in {*self.versions[: -self._keep], *(bad for bad in self._damaged if bad < kept[-1])}:
+        versions = self.versions
+        keep = self._keep - self.repeated(versions[-1])
+        for version in {*versions[:-keep], *(bad for bad in self._damaged if bad < versions[-1])}:
             try:
                 disk().unlink(self.path(version))
+                disk().unlink(atomic.backup_of(self.path(version)))
             except OSError as error:
                 raise atomic.storage_error(error, f"cannot remove {self.path(version)}", self._directory) from error
             self._damaged.discard(version)
+
+
+def _of_version(path: Path, version: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    arrays, envelope = load(path)
+    if envelope.get("version") != version or "metadata" not in envelope:
+        raise atomic.damaged(path, f"it holds version {envelope.get('version')}")
+    return arrays, envelope["metadata"]
 
 
 def _plain(array: NDArray[Any]) -> NDArray[Any]:

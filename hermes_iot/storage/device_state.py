@@ -170,7 +170,9 @@ class DeviceStateStore:
         if self._lock is None:
             raise StorageError(f"the device state in {self._directory} is not open")
         payload = _NAMES.pack(session, seq) + update
-        atomic.write_checked(self._update_path, payload, kind="device-update", version=FORMAT_VERSION)
+        atomic.write_checked(
+            self._update_path, payload, kind="device-update", version=FORMAT_VERSION, bytes_max=UPDATE_BYTES_MAX
+        )
 
     def close(self) -> None:
         """Give the directory back; harmless when repeated."""

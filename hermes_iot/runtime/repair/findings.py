@@ -79,11 +79,11 @@ def put_aside(path: Path, name: str) -> Step:
     return Step(words=f"keep {name} as {name}.damaged-…", take=lambda: atomic.move_aside(path))
 
 
-def put_back(path: Path, name: str, backup: Path) -> Step:
+def put_back(path: Path, name: str, backup: Path, *, bytes_max: int = atomic.CHECKED_BYTES_MAX) -> Step:
     """Take a backup for the file."""
 
     def take() -> None:
-        data = atomic.read_bounded(backup, atomic.CHECKED_BYTES_MAX)
+        data = atomic.read_bounded(backup, bytes_max)
         if path.exists():
             atomic.keep_aside(path)
         atomic.write_atomic(path, data or b"")

@@ -71,8 +71,14 @@ class _Checkpoints:
             except atomic.Damaged as damage:
                 self.newest_damaged = version
                 self.findings.append(Finding(file=name, state="damaged", about=damage.why))
-                self.steps.append(put_aside(store.path(version), name))
-                continue
+                before = store.read_backup(version)
+                if before is None:
+                    self.steps.append(put_aside(store.path(version), name))
+                    continue
+                backup = atomic.backup_of(store.path(version))
+                limit = checkpoints.CHECKPOINT_BYTES_MAX
+                self.steps.append(put_back(store.path(version), name, backup, bytes_max=limit))
+                _, metadata = before
             self.newest, self.first = version, int(metadata.get("journal", 0))
             self.run, self.record = str(metadata.get("run", "")), metadata.get("record") or {}
             self.findings.append(
