@@ -253,7 +253,7 @@ def _pieces(arrays: Arrays, metadata: Mapping[str, str]) -> Iterator[bytes | mem
     yield len(text).to_bytes(8, "little") + text
     for _, array in ordered:
         if array.size:
-            yield memoryview(array).cast("B")
+            yield array.data.cast("B")
 
 
 def _checksum(number: int, arrays: Arrays, body: str) -> str:
