@@ -18,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from hermes_iot.algorithms.quantize import INT4_MAX, blocks_of, nibbles, steps
+from hermes_iot.algorithms.quantize import BLOCK, INT4_MAX, blocks_of, nibbles, steps
 from hermes_iot.domain import Params
 
 #: The least step, in root mean squares of the block.
@@ -27,8 +27,18 @@ STEP: Final = 1.5
 ZERO: Final = 0.6
 
 
+#: Entries worked on at a time: whole blocks, and what is computed on the way is a few MB and not a few models.
+_AT_ONCE: Final = 64 * BLOCK
+
+
 def to_deadzone(vector: Params) -> bytes:
     """Encode a finite vector of shape (P,); `quantize.from_int4` decodes it."""
+    parts = [_encoded(vector[at : at + _AT_ONCE]) for at in range(0, vector.size, _AT_ONCE)]
+    return b"".join([*(scales for scales, _ in parts), *(codes for _, codes in parts)])
+
+
+def _encoded(vector: Params) -> tuple[bytes, bytes]:
+    """The scales and the codes of some blocks."""
     blocks = blocks_of(vector)
     magnitudes = np.abs(blocks)
     largest = magnitudes.max(axis=1)
@@ -39,4 +49,4 @@ def to_deadzone(vector: Params) -> bytes:
         scales = steps(np.maximum(largest / np.float32(INT4_MAX), np.float32(STEP) * spread), INT4_MAX)
     magnitudes /= scales[:, np.newaxis]
     codes = np.copysign(np.floor(magnitudes + np.float32(1 - ZERO)), blocks).astype(np.int8)
-    return scales.astype("<f4").tobytes() + nibbles(codes.ravel(), vector.size)
+    return scales.astype("<f4").tobytes(), nibbles(codes.ravel(), vector.size)
