@@ -39,6 +39,9 @@ T = TypeVar("T")
 #: Nothing larger is read into memory as a checked file; the largest of ours, a 10,000-device registry, is about 7 MB.
 CHECKED_BYTES_MAX = 64 * 1024 * 1024
 
+#: A damaged file may be quoted in a log, not copied into it.
+_WHY_CHARACTERS_MAX = 300
+
 _HEAD = re.compile(
     rb'\{"hermes-iot": "([a-z-]{1,32})", "format": ([0-9]{1,9}), "bytes": ([0-9]{1,12}), "sha256": "([0-9a-f]{64})"'
 )
@@ -222,9 +225,13 @@ def read_bounded(path: Path, bytes_max: int) -> bytes | None:
 
 
 def damaged(path: Path, why: str, *, mend: str = "") -> Damaged:
-    """The error for a file that cannot be used, with the remedy that fits any of ours."""
+    """The error for a file that cannot be used, with the remedy that fits any of ours; `why` may quote the file."""
+    brief = why.encode("unicode_escape").decode("ascii") if not why.isprintable() else why
+    brief = brief if len(brief) <= _WHY_CHARACTERS_MAX else f"{brief[: _WHY_CHARACTERS_MAX - 4]} ..."
     return Damaged(
-        f"{path} is damaged", why=why, mend=mend or f"Restore it from a copy, or move {path.name} away to start afresh"
+        f"{path} is damaged",
+        why=brief,
+        mend=mend or f"Restore it from a copy, or move {path.name} away to start afresh",
     )
 
 
