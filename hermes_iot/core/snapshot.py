@@ -8,7 +8,7 @@ those of their present session; without them a summary after a restart would for
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -95,7 +95,7 @@ def resume(restored: Restored, aggregator: Aggregator, assigner: Assigner, roste
             tally=snapshot.tally,
             progress=snapshot.progress,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise StorageError(
             "the run's checkpoint cannot be read",
             why=f"it is intact, but not as this version and strategy write it ({error!r:.200})",
@@ -183,6 +183,16 @@ def load(restored: Restored) -> Snapshot:
         cursor=int(scalars["cursor"]),
         shards={name: tuple((int(a), int(b)) for a, b in ranges) for name, ranges in scalars["shards"].items()},
         members=tuple(sorted(members.values(), key=lambda member: member.index)),
-        crew=tuple(DeviceId(name) for name in scalars.get("crew", ())),
-        summoned=tuple(DeviceId(name) for name in scalars.get("summoned", ())),
+        crew=_devices(scalars.get("crew", ())),
+        summoned=_devices(scalars.get("summoned", ()), members),
     )
+
+
+def _devices(names: object, known: Container[str] | None = None) -> tuple[DeviceId, ...]:
+    """Devices in a list, all of them among the `known`, where those are given."""
+    if not isinstance(names, list | tuple):
+        raise TypeError(f"devices are a {type(names).__name__}")
+    for name in names:
+        if not isinstance(name, str) or (known is not None and name not in known):
+            raise ValueError(f"there is no device {name!r:.80}")
+    return tuple(DeviceId(name) for name in names)

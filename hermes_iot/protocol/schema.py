@@ -61,7 +61,7 @@ def from_mapping(mapping: Mapping[str, Any], kind: type[T]) -> T:
     try:
         # Without builtin_types a string would pass for bytes, read as base64.
         return msgspec.convert(mapping, type=kind, strict=True, builtin_types=(bytes,))
-    except (msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.ValidationError, RecursionError, UnicodeEncodeError) as error:  # the last: half a surrogate pair
         raise ProtocolError("schema", f"not a valid {kind.__name__}: {brief(error)}") from error
 
 

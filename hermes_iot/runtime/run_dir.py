@@ -30,7 +30,7 @@ from hermes_iot.runtime import redo_log
 from hermes_iot.storage.atomic import make_directory
 from hermes_iot.storage.checkpoints import KEEP_MIN, CheckpointStore, export_model
 from hermes_iot.storage.journal import Journal, segments
-from hermes_iot.storage.registry import Registry, plain
+from hermes_iot.storage.registry import AllocationRecord, Registry, plain
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class RunDir:
         run = runs[-1]["run"]
         if runs[-1]["fleet"] != fleet or runs[-1]["state"] != "running":
             raise UsageError(
-                f"{self.path} holds run {run} of fleet {runs[-1]['fleet']!r}, which is {runs[-1]['state']}",
+                f"{self.path} holds run {run} of fleet {runs[-1]['fleet']!r}, which is {runs[-1]['state']:.40}",
                 mend="Give each run its own --run-dir",
             )
         try:
@@ -127,22 +127,20 @@ class RunDir:
                 why=f"the registry says {run!r}",
                 mend="Give each run its own --run-dir",
             )
-        allocations = {
-            device: Allocation(
-                run=run,
-                device=device,
-                version=row["version"],
-                samples=row["samples"],
-                batch=row["batch"],
-                rows=row["ranges"],
-                shard=row["shard"],
-                **row["extra"],
-            )
-            for device, row in self.registry.allocations_of(run).items()
-        }
+        try:
+            allocations = {
+                device: _allocation_of(run, row) for device, row in self.registry.allocations_of(run).items()
+            }
+            first = int(found.metadata.get("journal", 0))  # an older version kept none: what is in it came after
+            scalars = dict(found.metadata["scalars"])
+        except (ProtocolError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise StorageError(
+                f"what is recorded of run {run} in {self.path} cannot be read",
+                why=f"it is intact, but not as this version writes it ({error!r:.200})",
+                mend="Go on with the version of hermes-iot that wrote it, or give another --run-dir",
+            ) from error
         for skipped in found.skipped:
             log.warning("passed over: %s", skipped)
-        first = int(found.metadata.get("journal", 0))  # an older version kept none: what is in it came after
         if first and not segments(self.path / "journal"):
             # Moved away by a person, as the words for a damaged one say: new entries must come behind the checkpoint.
             log.warning("there is no journal in %s: what was decided after the checkpoint is forgotten", self.path)
@@ -151,7 +149,7 @@ class RunDir:
         return Restored(
             version=found.version,
             arrays=found.arrays,
-            scalars=found.metadata["scalars"],
+            scalars=scalars,
             allocations=allocations,
             entries=redo_log.read(self.journal, first),
         )
@@ -231,6 +229,17 @@ class RunDir:
         self.registry.close()
 
 
+def _allocation_of(run: str, row: AllocationRecord) -> Allocation:
+    """As it was given.
+
+    Raises:
+        ProtocolError: another version wrote what the registry has no column for.
+    """
+    given = {"run": run, "device": row["device"], "rows": row["ranges"], **row["extra"]}
+    given |= {"version": row["version"], "samples": row["samples"], "batch": row["batch"], "shard": row["shard"]}
+    return from_mapping(given, Allocation)
+
+
 def _check_same(run: str, stored: RunConfig, given: RunConfig) -> None:
     for name in (one.name for one in fields(RunConfig) if one.name != "rules"):
         before, now = getattr(stored, name), getattr(given, name)
@@ -238,6 +247,6 @@ def _check_same(run: str, stored: RunConfig, given: RunConfig) -> None:
             before, now = Path(before).name, Path(now).name
         if before != now:
             raise UsageError(
-                f"run {run} was begun with {name.replace('_', ' ')} {before!r}, not {now!r}",
+                f"run {run} was begun with {name.replace('_', ' ')} {before!r:.200}, not {now!r:.200}",
                 mend="Give the options it was begun with, or begin another run with --new or another --run-dir",
             )

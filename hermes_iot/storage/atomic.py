@@ -42,6 +42,9 @@ T = TypeVar("T")
 #: 100,000 devices, is about 70 MB.
 CHECKED_BYTES_MAX = 256 * 1024 * 1024
 
+#: A damaged file may be quoted in a log, not copied into it.
+_WHY_CHARACTERS_MAX = 300
+
 _HEAD = re.compile(
     rb'\{"hermes-iot": "([a-z-]{1,32})", "format": ([0-9]{1,9}), "bytes": ([0-9]{1,12}), "sha256": "([0-9a-f]{64})"'
 )
@@ -242,10 +245,12 @@ def read_bounded(path: Path, bytes_max: int) -> bytes | None:
 
 
 def damaged(path: Path, why: str, *, mend: str = "") -> Damaged:
-    """The error for a file that cannot be used, with the remedy that fits any of ours."""
+    """The error for a file that cannot be used, with the remedy that fits any of ours; `why` may quote the file."""
+    brief = why.encode("unicode_escape").decode("ascii") if not why.isprintable() else why
+    brief = brief if len(brief) <= _WHY_CHARACTERS_MAX else f"{brief[: _WHY_CHARACTERS_MAX - 4]} ..."
     return Damaged(
         f"{path} is damaged",
-        why=why,
+        why=brief,
         mend=mend or f"hermes-iot repair {path.parent} says what can be mended, and mends it",
     )
 

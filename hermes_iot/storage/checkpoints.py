@@ -116,7 +116,16 @@ def load(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         entry = json.loads(_entry(data))
         number, body = int(entry["format"]), entry["metadata"]
         intact = _checksum(number, arrays, body) == entry["sha256"]
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        metadata = json.loads(body)
+    except (
+        SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise atomic.damaged(path, f"it is no checkpoint of hermes-iot ({error})") from error
     if not intact:
         raise atomic.damaged(path, "its checksum does not match")
@@ -126,7 +135,9 @@ def load(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
             why=f"its format is {number}, this version reads up to {FORMAT_VERSION}",
             mend="Upgrade hermes-iot",
         )
-    return arrays, json.loads(body)
+    if not isinstance(metadata, dict):
+        raise atomic.damaged(path, "its metadata is no mapping")
+    return arrays, metadata
 
 
 def export_model(path: Path, vector: Params, signature: ModelSignature, metadata: Mapping[str, object]) -> None:

@@ -30,7 +30,8 @@ from tinydb.storages import Storage
 from tinydb.table import Table
 
 from hermes_iot.domain import Ranges
-from hermes_iot.errors import StorageError
+from hermes_iot.errors import ProtocolError, StorageError
+from hermes_iot.protocol.schema import Count, Name, from_mapping
 from hermes_iot.storage import atomic
 from hermes_iot.storage.locks import HeldLock, hold
 
@@ -52,8 +53,8 @@ _ENCODE: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 class RunRecord(TypedDict):
     """One run. `state` is running, finished or stopped; `reason` and `summary` are empty while it runs."""
 
-    run: str
-    fleet: str
+    run: Name
+    fleet: Name
     task: str
     strategy: str
     config: dict[str, Any]
@@ -66,11 +67,11 @@ class RunRecord(TypedDict):
 class DeviceRecord(TypedDict):
     """One device in one run: its first and last session, and the last (session, seq) handled."""
 
-    run: str
-    device: str
-    first_session: int
-    session: int
-    seq: int
+    run: Name
+    device: Name
+    first_session: Count
+    session: Count
+    seq: Count
     counters: dict[str, int]
     status: str
     extra: dict[str, Any]
@@ -79,14 +80,19 @@ class DeviceRecord(TypedDict):
 class AllocationRecord(TypedDict):
     """What one device of a run was told to train on last."""
 
-    run: str
-    device: str
-    version: int
-    samples: int
-    batch: int
+    run: Name
+    device: Name
+    version: Count
+    samples: Count
+    batch: Count
     ranges: Ranges
     shard: str
     extra: dict[str, Any]
+
+
+_KINDS: Final[Mapping[str, type]] = {"runs": RunRecord, "devices": DeviceRecord, "allocations": AllocationRecord}
+#: Of a device nobody has heard an update of.
+_UNSAID: Final[Mapping[str, Any]] = {"seq": 0, "counters": {}, "extra": {}}
 
 
 class CheckedStorage(Storage):
@@ -276,7 +282,7 @@ class Registry:
     def devices_of(self, run: str) -> dict[str, DeviceRecord]:
         """The devices of a run by their id, in the order they joined."""
         found = self._rows("devices", run=run)
-        return {row["device"]: cast("DeviceRecord", {"seq": 0, "counters": {}, "extra": {}} | row) for row in found}
+        return {row["device"]: cast("DeviceRecord", {**copy.deepcopy(dict(_UNSAID)), **row}) for row in found}
 
     def allocations_of(self, run: str) -> dict[str, AllocationRecord]:
         """The allocations of a run by device id."""
@@ -377,9 +383,9 @@ def load_tables(path: Path) -> tuple[Tables, bytes] | None:
         raise atomic.damaged(path, "its body is not JSON") from error
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise atomic.damaged(path, "its body has no tables")
-    for number, record in (row for table in tables.values() for row in table.items()):
-        if not (number.isdecimal() and isinstance(record, dict) and isinstance(record.get("run"), str)):
-            raise atomic.damaged(path, f"record {number!r} has no run")
+    for name, table in tables.items():
+        for number, record in table.items():
+            _check(path, name, number, record)
     return tables, payload
 
 
@@ -396,6 +402,19 @@ def rebuild(path: Path, record: Mapping[str, object]) -> None:
     atomic.write_checked(
         path, _render({"runs": {"1": dict(record)}}), kind="registry", version=SCHEMA_VERSION, document=True
     )
+
+
+def _check(path: Path, table: str, number: str, record: object) -> None:
+    """Whether a record is one of ours: the sum over the file says only that it is as somebody wrote it."""
+    if not (number.isdecimal() and isinstance(record, dict) and isinstance(record.get("run"), str)):
+        raise atomic.damaged(path, f"record {number!r} has no run")
+    kind = _KINDS.get(table)
+    if kind is None:
+        return
+    try:
+        from_mapping({**_UNSAID, **record} if kind is DeviceRecord else record, kind)
+    except ProtocolError as error:
+        raise atomic.damaged(path, f"record {number!r} of its {table} cannot be used ({error})") from error
 
 
 def _render(tables: Tables) -> bytes:

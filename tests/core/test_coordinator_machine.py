@@ -762,7 +762,20 @@ def test_a_checkpoint_of_an_older_version_without_counters_is_read():
     assert desk.machine.members["d1"].totals().iterations == 0
 
 
-@pytest.mark.parametrize("changed", [{"strategy": {}}, {"tally": {"nonsense": 1}}, {"members": {"d1": {}}}])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"strategy": {}},
+        {"tally": {"nonsense": 1}},
+        {"tally": "nonsense"},
+        {"members": {"d1": {}}},
+        {"elapsed_s": {}},
+        {"cursor": math.inf},
+        {"crew": [["d1"]]},
+        {"crew": "d1"},
+        {"summoned": ["somebody else"]},
+    ],
+)
 def test_a_checkpoint_that_others_wrote_is_refused_in_one_line(changed):
     before, effects = used()
     restored = restored_from(before, effects)

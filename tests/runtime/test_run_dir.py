@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from hermes_iot.config import RunConfig
-from hermes_iot.core.effects import Remember
-from hermes_iot.errors import UsageError
+from hermes_iot.core.effects import Checkpoint, Remember
+from hermes_iot.errors import StorageError, UsageError
 from hermes_iot.protocol.messages import Allocation
 from hermes_iot.runtime.run_dir import RunDir, unfinished
 
@@ -62,4 +63,20 @@ def test_a_run_goes_on_with_the_codecs_it_was_begun_with_only(tmp_path):
     assert run_dir.unfinished("lab", config) == "r"
     with pytest.raises(UsageError, match="was begun with codec for"):
         run_dir.unfinished("lab", replace(config, codec_for=()))
+    run_dir.close()
+
+
+@pytest.mark.parametrize("extra", [{"nonsense": 1}, {"shard_bytes": "many"}, {"reason": []}])
+def test_an_allocation_that_another_version_recorded_is_told_and_not_guessed_at(runs, extra):
+    path = runs("a")
+    run_dir = RunDir(path)
+    run_dir.save("run-a", Checkpoint(version=0, arrays={"model": np.zeros(4, np.float32)}, scalars={}))
+    sizes = {"version": 1, "samples": 10, "batch": 5, "ranges": ((0, 10),), "shard": ""}
+    with run_dir.registry.batch():
+        run_dir.registry.remember_allocation("run-a", "pi-01", **sizes, extra=extra)
+    if "nonsense" in extra:  # what a newer version adds is passed over, as on the wire
+        assert run_dir.restored("run-a").allocations["pi-01"].samples == 10
+    else:
+        with pytest.raises(StorageError, match=r"what is recorded of run run-a .* cannot be read"):
+            run_dir.restored("run-a")
     run_dir.close()

@@ -267,3 +267,10 @@ def test_what_cannot_be_read_is_not_called_damaged(tmp_path):
     with pytest.raises(StorageError) as caught:
         checked(tmp_path)
     assert not isinstance(caught.value, Damaged)
+
+
+def test_a_damaged_file_is_quoted_in_one_short_line_without_control_characters(tmp_path):
+    error = atomic.damaged(tmp_path / "f", "it says \x1b[31m\n" + "9" * 5000)
+    assert str(error).isprintable()
+    assert len(str(error)) < 300 + 400
+    assert "it says \\x1b[31m\\n999" in str(error)

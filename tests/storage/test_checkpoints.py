@@ -130,6 +130,21 @@ def test_a_tensor_file_of_somebody_else_is_refused(path, entry):
         load(path)
 
 
+@pytest.mark.parametrize("body", ["[]", "1", "nothing", 7])
+def test_metadata_that_are_no_mapping_are_damage_whatever_their_checksum(path, body):
+    arrays = {name: checkpoints._plain(array) for name, array in ARRAYS.items()}
+    entry = {"format": 1, "sha256": checkpoints._checksum(1, arrays, body), "metadata": body}
+    path.write_bytes(tensor_file.save(arrays, {"hermes-iot": json.dumps(entry)}))
+    with pytest.raises(Damaged):
+        load(path)
+
+
+def test_a_format_that_is_no_number_is_damage(path):
+    path.write_bytes(tensor_file.save(ARRAYS, {"hermes-iot": '{"format": 1e999, "sha256": "", "metadata": "{}"}'}))
+    with pytest.raises(Damaged):
+        load(path)
+
+
 def test_a_newer_format_and_a_missing_file_are_told_apart_from_damage(path, monkeypatch):
     with pytest.raises(StorageError, match="does not exist") as missing:
         load(path)

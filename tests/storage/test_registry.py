@@ -306,6 +306,11 @@ def test_when_both_copies_are_damaged_the_error_names_file_and_remedy_and_frees_
         b'{"runs": {"x": {"run": "r"}}}',
         b'{"runs": {"1": []}}',
         b'{"runs": {"1": {}}}',
+        b'{"runs": {"1": {"run": "r"}}}',
+        b'{"devices": {"1": {"run": "r", "device": "d", "first_session": 1, "session": -1, "status": "online"}}}',
+        b'{"devices": {"1": {"run": "r", "device": ["d"], "first_session": 1, "session": 1, "status": "online"}}}',
+        b'{"devices": {"1": {"run": "r", "device": "\\ud800", "first_session": 1, "session": 1, "status": ""}}}',
+        b'{"allocations": {"1": {"run": "r", "device": "d", "version": 1, "samples": 1, "batch": 1, "ranges": [[1]]}}}',
     ],
 )
 def test_a_body_that_is_not_ours_is_damage(path, body):
