@@ -22,6 +22,7 @@ def room(tmp_path, monkeypatch):
 @pytest.fixture
 def careless(monkeypatch):
     """A coordinator that applies what it has handled already."""
+
     def forgetful(update, standing, merge):
         return judge(update, replace(standing, handled=(0, 0), session=0), merge)
 
