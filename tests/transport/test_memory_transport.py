@@ -352,3 +352,15 @@ def test_a_client_that_vanished_may_come_back_under_its_name_and_takes_the_will_
     broker.expire()
     assert broker.retained == {}
     assert second.publish("news", b"here")
+
+
+def test_a_broker_that_crashes_knows_only_what_it_had_saved(broker):
+    transport, inbox = joined(broker, "board", "kept", session_expiry_s=100, will=Will(topic="w", payload=b"gone"))
+    transport.publish("kept", b"new", retain=True)
+    inbox.waiting()
+    broker.crash({"kept": b"old"})
+    assert [type(event) for event in inbox.waiting()] == [Disconnected]
+    assert not transport.publish("kept", b"nobody is there")
+    assert broker.retained == {"kept": b"old"}, "and no will among it"
+    broker.restore("board")
+    assert inbox.waiting() == [Connected(), Delivery(topic="kept", payload=b"old", retain=True)]
