@@ -36,7 +36,16 @@ log = logging.getLogger(__name__)
 
 #: Of an allocation, what the registry has no column for. Without them a device that fetches its rows ahead would
 #: find itself on a shard that the resumed run knows nothing of.
-_ALLOCATION_EXTRA: Final = ("shard_bytes", "next_shard", "next_shard_bytes", "reason", "codec")
+_ALLOCATION_EXTRA: Final = (
+    "shard_bytes",
+    "next_shard",
+    "next_shard_bytes",
+    "reason",
+    "codec",
+    "steps",
+    "share",
+    "shards",
+)
 
 
 def unfinished(base: Path, fleet: str, task: str, strategy: str) -> Path | None:

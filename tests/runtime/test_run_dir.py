@@ -1,6 +1,6 @@
 """Which run the same command goes on with."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -45,14 +45,33 @@ def test_a_damaged_run_is_passed_over_with_a_word(runs, tmp_path, caplog):
     assert f"skipped {broken}" in caplog.text
 
 
-def test_the_codec_a_device_was_told_is_written_down_with_its_allocation(tmp_path):
-    told = Allocation(run="r", device="lte-1", version=1, samples=8, batch=4, codec="int4")
+def test_an_allocation_comes_back_as_it_was_told(tmp_path):
+    told = Allocation(
+        run="r",
+        device="lte-1",
+        version=3,
+        samples=8,
+        batch=4,
+        rows=((0, 4), (6, 10)),
+        shard="aa" * 32,
+        shard_bytes=70,
+        next_shard="bb" * 32,
+        next_shard_bytes=71,
+        reason="faster than before",
+        steps=40,
+        share=0.125,
+        shards=("cc" * 32, "dd" * 32),
+        codec="int4",
+    )
+    unsaid = {one.name for one in fields(Allocation) if getattr(told, one.name) == one.default}
+    assert unsaid == {"epoch", "v"}, "the coordinator that says it puts its own epoch on it"
     run_dir = RunDir(tmp_path / "a")
     run_dir.begin("r", fleet="lab", config=RunConfig(task="room.py"), created_at="2026-01-01T00:00:00+00:00")
     run_dir.remember("r", [Remember(devices={}, allocations={"lte-1": told})])
     run_dir.close()
     again = RunDir(tmp_path / "a")
-    assert again.registry.allocations_of("r")["lte-1"]["extra"]["codec"] == "int4"
+    again.save("r", Checkpoint(version=0, arrays={"model": np.zeros(4, np.float32)}, scalars={}))
+    assert again.restored("r").allocations == {"lte-1": told}
     again.close()
 
 
