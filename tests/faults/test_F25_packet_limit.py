@@ -121,4 +121,4 @@ def test_F25_an_exchange_of_25_million_parameters_in_bounded_memory(strategy, ca
 
 
 #: Peak memory in models of fp32; see `benchmarks.exchange` for what was measured.
-MODELS_MAX = {"hermes-plus": 18.5, "bsp": 9.6}
+MODELS_MAX = {"hermes-plus": 16.5, "bsp": 9.6}
