@@ -95,6 +95,7 @@ class Tap:
         self.publish = transport.publish if speaks else self._swallow
         self.subscribe, self.unsubscribe = transport.subscribe, transport.unsubscribe
         self.reconnect, self.flush, self.close = transport.reconnect, transport.flush, transport.close
+        self.room, self.acknowledge = transport.room, transport.acknowledge
 
     def start(self, on_event: OnEvent, *, timeout_s: float) -> None:
         """As `Transport`."""

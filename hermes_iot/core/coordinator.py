@@ -380,6 +380,9 @@ class Coordinator:
         return [records.reported(member, state), *following]
 
     def _on_request(self, member: Member, request: Request, now: float) -> list[Effect]:
+        if request.want == "run":  # said with the next status, and so no more often, however many ask
+            self._run_wanted = True
+            return []
         if request.want == "model" and member.owed:
             return []
         if request.want == "shard" and not request.transfer:

@@ -170,7 +170,8 @@ class Reassembler:
         transfer = self._transfers.get((sender, chunk.id))
         if transfer is None:
             over, most = (sender, chunk.id) in self._over, most or self._limits.transfers_per_device_max
-            if over and len(self._by_sender.get(sender, {})) >= most:
+            mine = self._by_sender.get(sender, {})
+            if over and len(mine) >= most and not any((sender, other) in self._over for other in mine):
                 self.repeated += 1  # by the network; what is under way must not give way to it
                 return None
             transfer = self._open(sender, chunk, now, most)

@@ -293,8 +293,8 @@ class CoordinatorRunner:
         self._settle(now)
 
     def _receive(self, delivery: Delivery) -> None:
-        """Remember what is to be acknowledged; at once where nothing of it is kept."""
-        if self._leadership.concerns(delivery) or self._space.wanted:
+        """Remember what is to be acknowledged; at once where it is dropped."""
+        if self._space.wanted:
             self.link.transport.acknowledge([delivery.receipt])
         else:
             self._receipts.append(delivery.receipt)

@@ -8,7 +8,8 @@ Brokers tell a client that another one took over its id, but Mosquitto before 2.
 a coordinator that was pushed out only sees a lost connection. It would come back and push out the other in turn, for
 ever. So after a reconnect it looks before it speaks: where the last word is another's, the fleet is another's.
 
-Each coordinator's epoch is one above the last one's. What is heard of a lower one is the past's: we speak over it.
+Each coordinator's epoch is one above the last one's. What is heard of a lower one is the past's: we speak over it. One of
+a higher one has taken over, whatever the broker says of it.
 
 Unless the broker itself has been away: one that was killed comes back with what it saved some time ago, the last word
 of an earlier process of ours for instance. A retained word is therefore believed only when it is not alone: somebody
@@ -162,6 +163,8 @@ class Leadership:
         elif status is not None and self._spoken:
             if status.epoch < self.epoch:
                 return self._deadline is None
+            if status.epoch > self.epoch:
+                raise taken_over(self._topics.fleet, by=status.host)
             self._doubt(delivery, status, now)
         return False
 

@@ -197,7 +197,7 @@ COVERED = {
     "F22": Fault(
         what="NaN, infinity, fp16 overflow, zero loss",
         simulated=(
-            "algorithms/test_compression.py::test_fp16_clamps_where_the_cast_alone_would_give_infinity",
+            "algorithms/test_halves.py::test_what_is_too_large_becomes_the_largest_half",
             "algorithms/test_compression.py::test_a_number_that_is_not_finite_is_refused_unless_allowed",
             "algorithms/test_aggregation.py::test_losses_are_clamped_before_they_are_inverted",
             "core/test_coordinator_machine.py::test_an_update_without_a_finite_loss_leaves_everything_as_it_was",

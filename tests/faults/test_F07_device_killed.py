@@ -254,10 +254,10 @@ def test_F07_a_push_is_one_write_and_an_iteration_none(tmp_path, monkeypatch):
     connect, records, written = in_memory(), Records(), []
     real = atomic.write_atomic
 
-    def write(path, data, **options):
+    def write(path, *data, **options):
         if "pi-01" in path.parts:
-            written.append((path.name, len(data)))
-        real(path, data, **options)
+            written.append((path.name, sum(map(len, data))))
+        real(path, *data, **options)
 
     monkeypatch.setattr(atomic, "write_atomic", write)
     config = toy_config(rules=StopRules())

@@ -28,7 +28,7 @@ def test_F14_what_is_retained_of_an_older_run_is_obeyed_by_nobody(mosquitto, tmp
         manifest = watcher.wait(topics.all("run"), RunManifest, lambda one: one.state == "finished")
         assert old.run == manifest.run == first.run_id
         # Far ahead of anything the next run will say: only its run id tells that it is not for now.
-        stale = codec.encode_json(replace(old, version=1_000_000))
+        stale = codec.encode_json(replace(old, version=1_000_000, epoch=0))
         anybody.publish(topics.down("pi-01", "alloc"), stale, retain=True)
         assert anybody.flush(timeout_s=PATIENCE_S)
         second, records = led(connect, tmp_path / "b", fleet=FLEET)

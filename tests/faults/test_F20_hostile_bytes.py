@@ -126,8 +126,8 @@ def test_F29_a_device_that_finishes_nothing_holds_what_one_device_may_and_nobody
             chunk = next(split(body * 1000, chunk_bytes=1000))
             one.up("update", codec.encode_chunk(chunk))
         one.settled()
-        assert wire.displaced == 50 - limits.transfers_per_device_max
+        assert wire.displaced == 50 - 1, "of updates a device has one under way"
         held = wire._reassembler
-        assert len(held._transfers) == limits.transfers_per_device_max
+        assert len(held._transfers) == 1 <= limits.transfers_per_device_max
         assert held._reserved_bytes <= limits.transfers_bytes_max // 2
         assert wire.next_deadline() is not None

@@ -319,7 +319,7 @@ def _summary_seeds() -> list[bytes]:
 
 
 def _device_state(data: bytes) -> None:
-    memory = device_state._load(_file("device.json", _sealed("device-state", device_state.FORMAT_VERSION, data)))
+    memory = device_state.load_memory(_file("device.json", _sealed("device-state", device_state.FORMAT_VERSION, data)))
     assert memory is not None
     assert memory.session >= 1
 

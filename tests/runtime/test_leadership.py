@@ -180,6 +180,15 @@ def test_the_word_of_one_we_took_over_from_is_spoken_over(claim, state):
         claim.heard(said("theirs", state, epoch=5), now=3.0)
 
 
+@pytest.mark.parametrize("retain", [False, True])
+def test_a_higher_epoch_is_believed_at_once(claim, retain):
+    claim.epoch = 5
+    claim.connected(Line(), now=0.0)
+    claim.heard(said("mine", epoch=5), now=1.0)
+    with pytest.raises(IdConflict):
+        claim.heard(said("theirs", retain=retain, epoch=6), now=2.0)
+
+
 def test_after_a_reconnect_it_looks_before_it_speaks(claim):
     line = Line()
     claim.connected(line, now=0.0)

@@ -291,7 +291,7 @@ def test_when_both_copies_are_damaged_the_error_names_file_and_remedy_and_frees_
     for name in (path, atomic.backup_of(path)):
         name.write_bytes(b'{"hermes-iot": "registry"')
     for _ in range(2):
-        with pytest.raises(StorageError, match=f"{path} is damaged.*move registry.json away"):
+        with pytest.raises(StorageError, match=f"{path} is damaged.*hermes-iot repair"):
             Registry(path)
     assert path.exists()
 
