@@ -11,8 +11,10 @@ Divergence sends a device back to the model it received, at half the learning ra
 told of it (its losses belong to a course that is thrown away) but not begun anew: its age goes on, so a device that
 diverges again and again is still forced to publish at the next iteration that ends well (algorithms.md section 6).
 
-Divergence is a loss or a parameter that is no finite number, and also an iteration in which the loss exploded: merged at
-a twelfth, a model at a loss of millions is the end of the fleet's model as surely as one at infinity.
+Divergence is a loss or a parameter that is no finite number, and in a walk, which sends displacements of whatever length,
+also an explosion: a loss far above any sound one, or parameters that leapt. Merged at a twelfth, a model at a loss of
+millions is the end of the fleet's model as surely as one at infinity. What far is, is doubled by every explosion in a row,
+so nothing that a device does at an ever smaller rate is refused for ever.
 """
 
 from __future__ import annotations
@@ -34,10 +36,11 @@ from hermes_iot.protocol.messages import Allocation, RunManifest
 
 #: The iteration time reported is the median of so many; one slow iteration (another process, a GC) is not a trend.
 _TIMES_KEPT = 5
-#: An iteration of a walk has exploded when its mean loss is so many times that of the worst model it ever began from, on
-#: one mini-batch. From a new model the loss falls; where somebody joins a trained fleet and its first mini-batch was an
-#: easy one, the sound iteration that is thrown away for it raises what the next is held against.
+#: So many times the highest loss of a sound iteration, or of a model received: a single mini-batch of such a model may
+#: have been an easy one.
 _EXPLOSION = 10.0
+#: So many times the received model's own length, or 1 where it is shorter (a new model may be all zeros).
+_LEAP = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,9 @@ class Learner:
         self._residual: Params | None = None
         self._arrived: tuple[int, Params, int] | None = None
         self._rate_scale = 1.0
-        self._worst_start = 0.0
+        self._highest_loss = 0.0
+        self._lenience = 1.0
+        self._warmed = 0
         self._size = (0, 0, 0)
         self._times: deque[float] = deque(maxlen=_TIMES_KEPT)
         self._batch_times: deque[float] = deque(maxlen=_TIMES_KEPT)
@@ -180,9 +185,12 @@ class Learner:
         )
 
     def _warmth(self, steps: int) -> float:
-        """The part of the learning rate that an iteration has: what a ramp over every mini-batch has in its middle."""
+        """The part of the learning rate that an iteration has: what a ramp over every mini-batch has in its middle.
+
+        Only mini-batches of sound iterations are steps on it, and a new session does not begin it anew.
+        """
         warmup = self.regime.warmup_steps
-        return min(1.0, (self.mini_batches + steps / 2) / warmup) if warmup and steps else 1.0
+        return min(1.0, (self._warmed + steps / 2) / warmup) if warmup and steps else 1.0
 
     def _probe(self, work: Work) -> Probe | None:
         wanted = self._strategy.test(self._policy, work)
@@ -236,14 +244,28 @@ class Learner:
         return self.decision
 
     def _exploded(self, result: Trained) -> bool:
-        if result.began is None or not math.isfinite(result.began):
+        """Whether a finite result is one to be thrown away. Losses that may be negative have no ratio to judge by."""
+        began = result.began
+        if began is None or not math.isfinite(began):
             return False
-        self._worst_start = max(self._worst_start, result.began)
-        return result.loss > _EXPLOSION * self._worst_start
+        assert self.base is not None  # noqa: S101 - there is no job without a model
+        assert self._origin is not None  # noqa: S101 - it is there with the base
+        received = self._params is self.base
+        if received:  # how good that is was not this device's doing
+            self._highest_loss = max(self._highest_loss, began)
+        high = result.loss if received else max(result.loss, began)
+        far = self._lenience * self._highest_loss * _EXPLOSION
+        leapt = _distance(result.params, self._origin)
+        if (far > 0 and high > far) or leapt is None or leapt > self._lenience * _LEAP * max(1.0, norm(self.base)):
+            self._lenience *= 2
+            return True
+        self._lenience, self._highest_loss = 1.0, max(self._highest_loss, result.loss)
+        return False
 
     def _go_on(self, result: Trained, *, hold: bool) -> None:
         assert self.base is not None  # noqa: S101 - there is no job without a model
         assert self._origin is not None  # noqa: S101 - it is there with the base
+        self._warmed += result.mini_batches
         before = self._policy
         policy, decision = self._strategy.observe(before, result, self._origin)
         self.moved = _distance(result.params, self._origin) if self.regime.displaces else None

@@ -144,17 +144,37 @@ def test_divergence_forgets_what_the_codec_cut_off_and_begins_at_the_model_recei
 def test_a_loss_that_explodes_is_a_divergence_before_it_is_infinite():
     one = learner()
     one.adopt(1, vector(0.0))
-    ends = [one.take(ended(loss, began=2.5), 1.0).why for loss in (24.9, 25.1, 2.4e7)]
+    ends = [one.take(ended(loss, began=2.5), 1.0).why for loss in (24.9, 249.1, 2.4e7)]
     assert ends == ["test", "diverged", "diverged"]
     assert one.job(allocation(), "", 1).learning_rate == 0.5 / 4
 
 
-def test_an_easy_first_mini_batch_costs_one_iteration_at_most():
-    """Who joins a trained fleet may begin at a loss near zero, and then meet rows that are as hard as ever."""
+def test_an_explosion_in_the_last_steps_shows_at_the_beginning_of_the_next_iteration():
+    one = learner(Pushes(when=False))
+    one.adopt(1, vector(0.0))
+    ends = [one.take(ended(loss, began=began), 1.0).why for began, loss in ((2.3, 2.3), (1e6, 1.1e6))]
+    assert ends == ["test", "diverged"]
+    assert np.array_equal(one.job(allocation(), "", 1).start, vector(0.0))
+
+
+def test_parameters_that_leap_are_a_divergence_whatever_the_loss_was_before():
+    one = learner()
+    one.adopt(1, vector(2.0))  # its length is 4
+    leap = Trained(params=vector(203.0), loss=0.5, samples=4, mini_batches=2, began=0.6)  # 402 away
+    assert one.take(leap, 1.0).why == "diverged"
+    step = Trained(params=vector(202.0), loss=0.5, samples=4, mini_batches=2, began=0.6)  # 400 away, and lenience
+    assert one.take(step, 1.0).why == "test"
+
+
+@pytest.mark.parametrize(
+    ("began", "loss", "most"), [(0.001, 0.02, 1), (0.001, 5.0, 9), (0.0, 0.01, 0), (-0.5, 0.01, 0), (-10.0, -0.1, 0)]
+)
+def test_no_loss_is_refused_for_ever(began, loss, most):
+    """Who joins a trained fleet may begin with an easy mini-batch; and a loss may be zero, or negative."""
     one = learner()
     one.adopt(1, vector(0.0))
-    ends = [one.take(ended(0.3, began=began), 1.0).why for began in (0.001, 0.05, 0.001)]
-    assert ends == ["diverged", "test", "test"]
+    ends = [one.take(ended(loss, began=began), 1.0).why for _ in range(most + 3)]
+    assert ends == ["diverged"] * most + ["test"] * 3
 
 
 def test_where_no_first_loss_is_known_nothing_is_held_against_it():
@@ -174,6 +194,7 @@ def test_a_walk_comes_to_its_learning_rate_over_the_first_mini_batches():
     for _ in range(4):
         rates.append(one.job(allocation(steps=12), "", 1).learning_rate)
         one.take(Trained(params=vector(1.0), loss=0.5, samples=48, mini_batches=12), 1.0)
+        one.recount()  # as a new session does
     assert rates == pytest.approx([0.5 * part for part in (6 / 30, 18 / 30, 1, 1)])
 
 

@@ -44,7 +44,8 @@ class Regime:
         waits: a device does not go on alone, however long its answer takes and whoever leads: the rule of barriers.
         overlaps: a device goes on training while its answer is on the way. Needs `displaces`.
         learning_rate_scale: of the task's own learning rate.
-        warmup_steps: mini-batches over which a device that begins in a run comes to its learning rate; 0 = at once.
+        warmup_steps: mini-batches of a walk over which a device that begins in a run comes to its learning rate, which is
+            one for an iteration; 0 = at once.
         sizes_early: `resize` is asked as soon as one device was measured; else once all that are there were.
     """
 
