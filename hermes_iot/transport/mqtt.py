@@ -17,8 +17,12 @@ Decisions:
   window is full of it nothing is delivered any more (measured). The bound belongs into the broker's configuration.
 - *A take-over looks like a loss* on Mosquitto before 2.0.15, which closes without giving the reason (its issue 2607).
   Then two clients with one id do fight, but ever more slowly: a short connection does not reset the back-off.
-- *With `manual_ack`* the broker's window bounds what lies in our inbox, so we state one that is wide enough for a group
-  commit to pay (Mosquitto's own is 20). A receipt is a number of ours: paho's message ids begin anew with a connection.
+- *With `manual_ack`* the broker's window is what bounds our inbox, so we state one that is wide enough for a group
+  commit to pay (Mosquitto's own is 20). Mosquitto 2.0.11 keeps to it once only: for every message acknowledged it sends
+  a whole window more (its issue 2301; 512 MB of updates piled up here). So whoever has a window's worth that is not
+  acknowledged, or too many bytes of it, does not read on: the rest waits in the broker. But never for longer than half a
+  keep-alive at a time, or the broker's answers to our pings would not be read either.
+  A receipt is a number of ours: paho's message ids begin anew with a connection.
 - *A will's delay needs a session* as long (rules.py), so a transport with a delayed will resumes its session.
 - A persistent session may hold subscriptions of an earlier process: the broker then delivers on topics that this one
   never asked for, right after `Connected`.
@@ -59,6 +63,7 @@ _TICK_S = 1.0  # the grain of paho's keep-alive clock, which only runs when it i
 _GOODBYE_S = 1.0  # how long a DISCONNECT may wait behind a stalled socket
 _FILTERS_PER_PACKET = 64
 _UNACKNOWLEDGED_MAX = 256
+_UNACKNOWLEDGED_BYTES_MAX = 32 * 1024 * 1024
 _CHANCE = SystemRandom()
 
 
@@ -127,8 +132,10 @@ class MqttTransport:
         self._on_event: OnEvent = lambda _: None
         self._numbers: dict[int, int] = {}  # paho's message id -> the outbox's number
         self._asked: dict[int, SubscriptionChange] = {}
-        self._receipts: dict[int, int] = {}  # receipt -> paho's message id
+        self._receipts: dict[int, tuple[int, int]] = {}  # receipt -> paho's message id, bytes
         self._receipt = 0
+        self._unacknowledged_bytes = 0
+        self._sated_since: float | None = None
         self._failure: BrokerError | None = None
         self._connected_at: float | None = None
         self._errors = _LastError()
@@ -284,8 +291,15 @@ class MqttTransport:
     def _wait_and_work(
         self, client: Client, sock: socket.socket, selector: selectors.BaseSelector, timeout_s: float
     ) -> None:
-        selector.modify(sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if client.want_write() else 0))
-        buffered = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0  # decrypted already: select cannot see it
+        sated = self._sated()
+        events = (0 if sated else selectors.EVENT_READ) | (selectors.EVENT_WRITE if client.want_write() else 0)
+        key = selector.get_map().get(sock)
+        if key is not None and key.events != events:
+            selector.unregister(sock)
+        if events and (key is None or key.events != events):
+            selector.register(sock, events)
+        # Decrypted already: select cannot see it.
+        buffered = not sated and isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
         ready = {key.fileobj: events for key, events in selector.select(0 if buffered else timeout_s)}
         if len(ready) > (sock in ready):  # the other one is the wake-up socket
             self._state.woken()
@@ -296,10 +310,22 @@ class MqttTransport:
             client.loop_write()
         client.loop_misc()
 
+    def _sated(self) -> bool:
+        """Whether what is not acknowledged is enough for now; see the module."""
+        if len(self._receipts) < _UNACKNOWLEDGED_MAX and self._unacknowledged_bytes < _UNACKNOWLEDGED_BYTES_MAX:
+            self._sated_since = None
+            return False
+        now = time.monotonic()
+        if self._sated_since is None:
+            self._sated_since = now
+        return now - self._sated_since < self._keepalive_s / 2
+
     def _hand_over(self, client: Client) -> None:
         """Give paho what the window has room for; it gets nothing while it still has bytes to write."""
         for receipt in self._state.receipts():
-            if (mid := self._receipts.pop(receipt, None)) is not None:
+            mid, size = self._receipts.pop(receipt, (None, 0))
+            self._unacknowledged_bytes -= size
+            if mid is not None:
                 client.ack(mid, 1)
         while not client.want_write() and (entry := self._state.next()) is not None:
             number, item = entry
@@ -365,6 +391,7 @@ class MqttTransport:
         self._connected_at = time.monotonic()
         self._asked.clear()
         self._receipts.clear()
+        self._unacknowledged_bytes = 0
         for change in renewal.changes:
             self._ask(client, change)
         if not renewal.resend:  # paho would, after this callback; the outbox has them in line again
@@ -396,7 +423,8 @@ class MqttTransport:
         receipt = 0
         if self._manual_ack and message.qos:
             self._receipt = receipt = self._receipt + 1
-            self._receipts[receipt] = message.mid
+            self._receipts[receipt] = message.mid, len(message.payload)
+            self._unacknowledged_bytes += len(message.payload)
         self._emit(Delivery(topic=topic, payload=bytes(message.payload), retain=message.retain, receipt=receipt))
 
     def _on_publish(

@@ -25,8 +25,10 @@ def connack(code=0, *, session_present=False, receive_max=None, packet_bytes_max
     return packet(CONNACK, bytes([session_present, code, len(properties)]) + properties)
 
 
-def message(topic, payload):
-    return packet(PUBLISH, len(topic).to_bytes(2, "big") + topic + b"\0" + payload)
+def message(topic, payload, *, packet_id=None):
+    """A PUBLISH, with QoS 1 where it has a packet id."""
+    mid = b"" if packet_id is None else packet_id.to_bytes(2, "big")
+    return packet(PUBLISH, len(topic).to_bytes(2, "big") + topic + mid + b"\0" + payload, flags=2 if mid else 0)
 
 
 class Line:

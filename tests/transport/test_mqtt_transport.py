@@ -442,6 +442,75 @@ def test_no_more_messages_are_under_way_than_the_broker_takes():
         assert checked.is_set()
 
 
+def heedless(count, payload=b"x"):
+    """A broker that sends so many messages whatever the window."""
+
+    def script(line):
+        line.accept()
+        for number in range(count):
+            line.send(message(b"a", payload, packet_id=number + 1))
+        line.wait_for_end()
+
+    return script
+
+
+def test_a_broker_that_does_not_keep_to_our_window_is_not_read_beyond_it():
+    with (
+        ScriptedBroker(heedless(300)) as broker,
+        started(broker.port, manual_ack=True) as (transport, inbox),
+    ):
+        receipts = [inbox.delivery().receipt for _ in range(256)]
+        assert inbox.silent_for(0.2)
+        transport.acknowledge(receipts[:10])
+        assert len([inbox.delivery() for _ in range(10)]) == 10
+        assert inbox.silent_for(0.2)
+        transport.acknowledge(receipts[10:])
+        assert len([inbox.delivery() for _ in range(34)]) == 34
+
+
+def test_large_messages_wait_at_the_broker_once_the_unacknowledged_ones_are_32_mib():
+    with (
+        ScriptedBroker(heedless(40, bytes(2**20))) as broker,
+        started(broker.port, manual_ack=True) as (transport, inbox),
+    ):
+        receipts = [inbox.delivery().receipt for _ in range(32)]
+        assert inbox.silent_for(0.2)
+        transport.acknowledge(receipts)
+        assert len([inbox.delivery() for _ in range(8)]) == 8
+
+
+def test_whoever_acknowledges_nothing_is_read_to_again_before_the_keep_alive_would_fail():
+    with (
+        ScriptedBroker(heedless(300)) as broker,
+        started(broker.port, manual_ack=True, keepalive_s=2) as (_, inbox),
+    ):
+        inbox.connected()
+        assert len([inbox.delivery() for _ in range(256)]) == 256
+        stopped = time.monotonic()
+        assert len([inbox.delivery() for _ in range(44)]) == 44
+        assert 0.5 < time.monotonic() - stopped < 2
+
+
+@pytest.mark.mosquitto
+def test_mosquitto_sends_a_window_more_for_each_message_acknowledged_and_is_not_read(topic):
+    with (
+        MosquittoBroker(settings=("max_queued_messages 0",)) as broker,
+        started(broker.address.port, topic, client_id="reader", session_expiry_s=60, manual_ack=True) as (
+            reader,
+            inbox,
+        ),
+        started(broker.address.port, client_id="writer", max_queued_messages=1000) as (writer, _),
+    ):
+        for number in range(1000):
+            assert writer.publish(topic, number.to_bytes(2, "big"))
+        assert writer.flush(timeout_s=PATIENCE_S)
+        first = inbox.first(Delivery)
+        receipts = [first.receipt, *(inbox.delivery().receipt for _ in range(255))]
+        reader.acknowledge(receipts[:1])
+        assert inbox.delivery().payload == (256).to_bytes(2, "big")
+        assert inbox.silent_for(0.2)
+
+
 def test_a_full_queue_accepts_nothing_more_until_the_broker_answers():
     release = threading.Event()
 
