@@ -17,12 +17,13 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -84,8 +85,8 @@ class Row:
     rss_mib: float
 
 
-def measured(case: Case, broker: MosquittoBroker, name: str, directory: Path) -> Measured:
-    """One row of one round. `name` is the fleet's, never used before on this broker."""
+def measured(case: Case, broker: MosquittoBroker, name: str, directory: Path, *, filled: bool) -> Measured:
+    """One row of one round. `name` is the fleet's, never used before on this broker; `filled`: see the module."""
     topics, bare = Topics(name), case.kind in receivers.BARE
     port = broker.address.port
     with flood.Flood(port) as publisher, receiver(case, port, name, directory) as (process, child):
@@ -104,14 +105,20 @@ def measured(case: Case, broker: MosquittoBroker, name: str, directory: Path) ->
         else:
             publisher.publish(publisher.packets(flood.births(topics), retain=True))
         said(child)
-        pid = int(process.pid or 0)
-        os.kill(pid, signal.SIGSTOP)
-        try:
+        with stopped(process) if filled else nullcontext():
             publisher.publish(packets)
-        finally:
-            os.kill(pid, signal.SIGCONT)
         found: Measured = said(child)
         return found
+
+
+@contextmanager
+def stopped(process: BaseProcess) -> Iterator[None]:
+    """A process that does nothing in the block."""
+    os.kill(process.pid or 0, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process.pid or 0, signal.SIGCONT)
 
 
 @contextmanager
@@ -145,8 +152,8 @@ def said(child: Connection) -> Any:
     return child.recv()
 
 
-def rounds(parameters: int, count: int, chunk_bytes: int, directory: Path) -> list[Row]:
-    """All rows of one size."""
+def rounds(parameters: int, count: int, chunk_bytes: int, directory: Path, *, filled: bool = False) -> list[Row]:
+    """All rows of one size. What a row has written is removed with it: file pages that were never used are dear."""
     cases = [
         Case(
             kind=kind,
@@ -161,8 +168,10 @@ def rounds(parameters: int, count: int, chunk_bytes: int, directory: Path) -> li
     found: dict[Case, list[Measured]] = {case: [] for case in cases}
     for number in range(count):
         for at, case in enumerate(cases):
+            name = f"bench-{parameters}-{number}-{at}"
             with MosquittoBroker(settings=SETTINGS) as broker:
-                found[case].append(measured(case, broker, f"bench-{parameters}-{number}-{at}", directory))
+                found[case].append(measured(case, broker, name, directory, filled=filled))
+            shutil.rmtree(directory / name, ignore_errors=True)
     tuned = next(found[case] for case in cases if case.kind == "tuned")
     tuned_per_s = [one.updates / one.wall_s for one in tuned]
     return [row(case, found[case], tuned_per_s) for case in cases]
@@ -250,6 +259,7 @@ def main() -> None:
     parser.add_argument(
         "--endurance", type=int, default=200_000, metavar="N", help="updates while memory is watched, 0 = none"
     )
+    parser.add_argument("--filled", action="store_true", help="fill the broker first, then let the receiver begin")
     parser.add_argument("--dir", type=Path, help="where journals are written [default: the system's temporary place]")
     parser.add_argument("--json", action="store_true", help="print the document instead of the table")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the document here as well")
@@ -258,7 +268,7 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=given.dir, prefix="hermes-ingest-") as name:
         for parameters in given.parameters:
-            these = rounds(parameters, given.rounds, given.chunk_bytes, Path(name))
+            these = rounds(parameters, given.rounds, given.chunk_bytes, Path(name), filled=given.filled)
             rows += these
             found += verdicts(these)
         grown = endurance.journal_growth(Path(name) / "growth")

@@ -22,7 +22,7 @@ from hermes_iot.domain import Codec, ModelSignature, Params, Score, Split, Tenso
 from hermes_iot.protocol.messages import TaskInfo
 from hermes_iot.protocol.topics import Topics
 from hermes_iot.runtime import malloc
-from hermes_iot.runtime.coordinator import CoordinatorRunner
+from hermes_iot.runtime.coordinator import SESSION_EXPIRY_S, CoordinatorRunner
 from hermes_iot.runtime.loop import pump
 from hermes_iot.runtime.trainers import Bench
 from hermes_iot.training.tasks import TaskDefaults
@@ -154,7 +154,14 @@ def coordinator(case: Case, port: int, fleet: str, directory: Path, parent: Conn
     address = BrokerAddress.parse(f"mqtt://127.0.0.1:{port}")
 
     def connect(client_id: str, will: Will | None) -> Tap:
-        taps.append(Tap(MqttTransport(address, client_id=client_id, will=will), speaks=case.kind == "answering"))
+        theirs = MqttTransport(
+            address,
+            client_id=client_id,
+            will=will,
+            session_expiry_s=SESSION_EXPIRY_S if will is not None else 0,
+            manual_ack=will is not None,
+        )
+        taps.append(Tap(theirs, speaks=case.kind == "answering"))
         return taps[-1]
 
     runner = led(case, fleet, directory, connect)

@@ -58,6 +58,12 @@ class Disk:
         """Content, and of the rest only what is needed to read it."""
         os.fdatasync(descriptor)
 
+    def drop_cached(self, descriptor: int, offset: int, length: int) -> None:
+        """Nobody will read this soon: its memory, once synced, is for others. A hint, and nothing where there is none."""
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+
     def truncate(self, descriptor: int, length: int) -> None:
         """Cut to a length."""
         os.ftruncate(descriptor, length)

@@ -171,6 +171,9 @@ class FakeDisk(Disk):
         """See `Disk`."""
         self.sync(descriptor)
 
+    def drop_cached(self, descriptor: int, offset: int, length: int) -> None:
+        """See `Disk`; nothing is cached here."""
+
     def truncate(self, descriptor: int, length: int) -> None:
         """See `Disk`."""
         self._change()
