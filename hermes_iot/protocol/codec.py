@@ -13,8 +13,8 @@ scalars. No pickle, no extension types, no code. An error quotes what a peer sen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar, cast
 
 import msgpack
 import zstandard
@@ -31,11 +31,14 @@ _FIELDS_MAX: Final = 64
 _TEXT_BYTES_MAX: Final = 4096
 _CHUNK_HEADER_BYTES_MAX: Final = 512
 _LEVEL: Final = 3
-#: The key of the body as msgpack writes it, and how many bytes stand between it and a body of 64 KiB or more.
+#: The key of the body as msgpack writes it.
 _BODY: Final = b"\xa4body"
-_BINARY_HEADER_BYTES: Final = 5
+#: How many bytes msgpack writes before bytes as many as a document that is looked at here holds.
+_BINARY_HEADER_BYTES: Final = (5, 3)
+#: What follows a chunk's body.
+_CHUNK_TAIL: Final = b"\xa1v\x01"
 #: From this size on a document's body is not unpacked with the rest, if it is found within so many bytes.
-_APART_FROM_BYTES: Final = 256 * 1024
+_APART_FROM_BYTES: Final = 16 * 1024
 _HEAD_BYTES_MAX: Final = 16 * 1024
 
 # A zstd context costs ten times what it does to a small body (25 us against 2), and one serves one thread at a time:
@@ -110,8 +113,7 @@ def decode_tensors(payload: bytes | memoryview, kind: type[Tensor], limits: Limi
         raise ProtocolError("schema", f"{kind.__name__} has {len(packed)} body bytes, declares {raw_bytes}")
     if packing == "none" and apart is None:
         return message
-    mapping["body"] = _inflate(packed, raw_bytes) if packing == "zstd" else bytes(packed)
-    return from_mapping(mapping, kind)
+    return replace(message, body=_inflate(packed, raw_bytes) if packing == "zstd" else bytes(packed))
 
 
 def encode_chunk(chunk: Chunk) -> bytes:
@@ -128,7 +130,10 @@ def decode_chunk(payload: bytes, limits: Limits) -> Chunk:
     """
     if len(payload) > limits.message_bytes_max + _CHUNK_HEADER_BYTES_MAX:
         raise ProtocolError("size", f"chunk of {len(payload)} bytes")
-    chunk = from_mapping(_unpack(payload, "Chunk"), Chunk)
+    apart = _apart(payload, tail=_CHUNK_TAIL)
+    chunk = from_mapping(_unpack(payload if apart is None else apart[0], "Chunk"), Chunk)
+    if apart is not None:
+        chunk = replace(chunk, body=cast("bytes", apart[1]))  # looked at and copied into place, as bytes are
     if chunk.total > limits.message_bytes_max:
         raise ProtocolError("size", f"message of {chunk.total} bytes, at most {limits.message_bytes_max}")
     if chunk.parts > limits.parts_max or chunk.part >= chunk.parts or chunk.parts > chunk.total:
@@ -138,8 +143,10 @@ def decode_chunk(payload: bytes, limits: Limits) -> Chunk:
     return chunk
 
 
-def _apart(payload: bytes | memoryview) -> tuple[bytes, memoryview] | None:
+def _apart(payload: bytes | memoryview, *, tail: bytes = b"") -> tuple[bytes, memoryview] | None:
     """A large document without its body, and the body, which msgpack would copy; None where it does not end with one.
+
+    `tail` is what follows the body.
 
     What comes back as the document is checked like any other: with the body in place it is well-formed if and only if
     it is without.
@@ -149,14 +156,14 @@ def _apart(payload: bytes | memoryview) -> tuple[bytes, memoryview] | None:
     whole = memoryview(payload)
     head = bytes(whole[:_HEAD_BYTES_MAX])
     at = head.find(_BODY)
-    begins = at + len(_BODY) + _BINARY_HEADER_BYTES
-    if (
-        at < 0
-        or begins > len(head)
-        or head[begins - _BINARY_HEADER_BYTES : begins] != _binary_header(len(whole) - begins)
-    ):
+    if at < 0:
         return None
-    return head[:at] + _BODY + _binary_header(0), whole[begins:]
+    ends = len(whole) - len(tail)
+    for width in _BINARY_HEADER_BYTES:
+        begins = at + len(_BODY) + width
+        if head[begins - width : begins] == _binary_header(ends - begins) and whole[ends:] == tail:
+            return head[:at] + _BODY + _binary_header(0) + tail, whole[begins:ends]
+    return None
 
 
 def _binary_header(length: int) -> bytes:
