@@ -24,7 +24,13 @@ Piece = bytes | bytearray | memoryview
 
 
 class Disk:
-    """The kernel's."""
+    """The kernel's.
+
+    Attributes:
+        threads: whether several threads may use it at once.
+    """
+
+    threads = True
 
     def open(self, path: Path, flags: int, mode: int = 0o666) -> int:
         """A descriptor of a file, or of a directory to sync."""

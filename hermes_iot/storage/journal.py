@@ -5,10 +5,14 @@ A journal is a directory of segments, ``journal-<index of its first record>.log`
     16 bytes   b"HERMESJ" + format, index of the first record (8 bytes)
     records    length (4), CRC-32 over index and payload (4), index (8), payload;  all little endian
 
-Appending costs a copy; `sync` writes everything appended since the last one with one system call and one fdatasync
-(group commit), so the price of safety is shared by whatever arrived meanwhile. An error while syncing, a full disk
-above all, cuts the segment back to what was safe and keeps what was to be written: the caller may try again when there
-is room, and a reader never finds half a group in between.
+Appending costs next to nothing; `sync` writes everything appended since the last one with one system call and one
+fdatasync (group commit), so the price of safety is shared by whatever arrived meanwhile. Megabytes are not left for it:
+once `BEHIND_BYTES` have gathered, a thread makes them safe while the caller goes on, and `sync` has only the rest to
+wait for. Little traffic never sees that thread, nor does a disk that is not for threads.
+
+An error while syncing, a full disk above all, cuts the segment back to what was safe and keeps what was to be written:
+the caller may try again when there is room, and a reader never finds half a group in between. What fails in the thread
+is tried again by the next `sync`, which says what is wrong.
 
 What was synced is read again after a crash only, so the kernel need not keep it in memory. The pages that it gives back
 are those it writes to next: where memory is handed out page by page, in virtual machines above all, a used one costs a
@@ -31,20 +35,23 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from hermes_iot.errors import StorageError
 from hermes_iot.storage import atomic
-from hermes_iot.storage.disk import disk
+from hermes_iot.storage.disk import Disk, disk
 
 #: A segment is closed when it has grown beyond so many bytes; whole segments are what `cut` removes.
 SEGMENT_BYTES: Final = 64 * 1024 * 1024
 #: Longer records are refused, and none is believed.
 RECORD_BYTES_MAX: Final = 1024 * 1024 * 1024
 FORMAT: Final = 1
+#: So much is written behind the caller's back: some milliseconds of a disk's time.
+BEHIND_BYTES: Final = 4 * 1024 * 1024
 
 _MAGIC: Final = b"HERMESJ"
 _START: Final = struct.Struct("<7sBQ")
@@ -57,6 +64,14 @@ _SEARCH_INDICES: Final = 64
 #: And in so many places each: zeros look like small indices.
 _SEARCH_PLACES: Final = 10_000
 _WRITE_PIECES: Final = 512  # IOV_MAX is 1024 on Linux
+
+
+@dataclass(slots=True)
+class _Group:
+    """Records in order, index and pieces each, that become safe together; `bytes` with their heads."""
+
+    records: list[tuple[int, tuple[bytes, ...]]] = field(default_factory=list)
+    bytes: int = 0
 
 
 class Journal:
@@ -79,8 +94,9 @@ class Journal:
         atomic.make_directory(directory)
         self._directory = directory
         self._segment_bytes = segment_bytes
-        self._pending: list[bytes] = []
-        self._pending_bytes = 0
+        self._pending = _Group()
+        self._behind: tuple[_Group, Future[None]] | None = None
+        self._thread: ThreadPoolExecutor | None = None
         self._descriptor: int | None = None
         self._length = 0
         self._torn = False  # what of a group reached the file is still in it
@@ -101,8 +117,8 @@ class Journal:
 
     @property
     def unsynced_bytes(self) -> int:
-        """Appended since the last `sync`."""
-        return self._pending_bytes
+        """Appended and not known to be safe."""
+        return self._pending.bytes + (self._behind[0].bytes if self._behind is not None else 0)
 
     def append(self, *pieces: bytes | memoryview) -> int:
         """Add one record, made of pieces that are laid end to end; its index. Not safe before `sync`."""
@@ -110,10 +126,11 @@ class Journal:
         if length > RECORD_BYTES_MAX:
             raise ValueError(f"a record of {length} bytes is over the limit of {RECORD_BYTES_MAX}")
         index = self._next
-        head = _HEAD.pack(length, _crc(index, *pieces), index)
-        self._pending += [head, *(bytes(piece) for piece in pieces)]
-        self._pending_bytes += len(head) + length
+        self._pending.records.append((index, tuple(bytes(piece) for piece in pieces)))
+        self._pending.bytes += _HEAD.size + length
         self._next += 1
+        if self._pending.bytes >= BEHIND_BYTES and (self._behind is None or self._behind[1].done()):
+            self._write_behind()
         return index
 
     def sync(self) -> None:
@@ -122,30 +139,18 @@ class Journal:
         Raises:
             StorageError: it could not be written and is kept for another try.
         """
-        if not self._pending:
+        self._catch_up()
+        if not self._pending.records:
             return
-        if self._descriptor is not None and self._length >= self._segment_bytes:
-            self._shut()
         try:
-            if self._torn:
-                self._take_back()
-            if self._descriptor is None:
-                self._begin(self._synced)
-            assert self._descriptor is not None  # noqa: S101 - `_begin` opened it
-            _write(self._descriptor, self._pending)
-            disk().sync_data(self._descriptor)
+            _commit(disk(), self._opened(), self._pending, self._length)
         except OSError as error:
-            self._torn = True
-            with contextlib.suppress(OSError):  # else before the next try
-                self._take_back()
+            self._failed()
             raise atomic.storage_error(
                 error, f"cannot write the journal in {self._directory}", self._directory
             ) from error
-        begins = self._length // mmap.PAGESIZE * mmap.PAGESIZE
-        self._length += self._pending_bytes
-        disk().drop_cached(self._descriptor, begins, self._length - begins)
-        self._pending, self._pending_bytes = [], 0
-        self._synced = self._next
+        self._safe(self._pending)
+        self._pending = _Group()
 
     def read(self, start: int = 0) -> Iterator[tuple[int, bytes]]:
         """The synced records from index `start` on, oldest first, with their indices.
@@ -194,11 +199,16 @@ class Journal:
 
     def roll(self) -> None:
         """The next record begins a new segment, so that `cut` can remove all before it."""
-        if self._descriptor is not None and not self._pending and self._length > _START.size:
+        self._catch_up()
+        if self._descriptor is not None and not self._pending.records and self._length > _START.size:
             self._shut()
 
     def close(self) -> None:
         """Give the file back; what was not synced is lost."""
+        self._catch_up()
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
         self._shut()
 
     def _recover(self, starts: list[int]) -> int:
@@ -232,11 +242,57 @@ class Journal:
         self._length = end
         return index
 
+    def _write_behind(self) -> None:
+        """Let the thread make safe what is pending."""
+        self._catch_up()
+        if not disk().threads:
+            return
+        try:
+            descriptor = self._opened()
+        except OSError:
+            self._failed()  # `sync` will find it, too, and say so
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hermes-journal")
+        outcome = self._thread.submit(_commit, disk(), descriptor, self._pending, self._length)
+        self._behind, self._pending = (self._pending, outcome), _Group()
+
+    def _catch_up(self) -> None:
+        """Wait for the thread; what it could not write is pending again."""
+        if self._behind is None:
+            return
+        (group, outcome), self._behind = self._behind, None
+        if outcome.exception() is None:
+            self._safe(group)
+            return
+        self._failed()
+        self._pending = _Group(group.records + self._pending.records, group.bytes + self._pending.bytes)
+
+    def _safe(self, group: _Group) -> None:
+        self._length += group.bytes
+        self._synced = group.records[-1][0] + 1
+
+    def _failed(self) -> None:
+        self._torn = True
+        with contextlib.suppress(OSError):  # else before the next try
+            self._take_back()
+
+    def _opened(self) -> int:
+        """The segment to write to, without half a group."""
+        if self._descriptor is not None and self._length >= self._segment_bytes:
+            self._shut()
+        if self._torn:
+            self._take_back()
+        if self._descriptor is None:
+            self._begin(self._synced)
+        assert self._descriptor is not None  # noqa: S101 - `_begin` opened it
+        return self._descriptor
+
     def _begin(self, first: int) -> None:
         path = path_of(self._directory, first)
         self._descriptor = disk().open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC)
         self._length = 0
-        _write(self._descriptor, [_START.pack(_MAGIC, FORMAT, first)])
+        _write(disk(), self._descriptor, [_START.pack(_MAGIC, FORMAT, first)])
         atomic.sync_directory(self._directory)
         self._length = _START.size
 
@@ -423,12 +479,26 @@ def _crc(index: int, *pieces: bytes | memoryview) -> int:
     return crc
 
 
-def _write(descriptor: int, pieces: list[bytes]) -> None:
+def _commit(using: Disk, descriptor: int, group: _Group, at: int) -> None:
+    """Write a group at the file's end and make it safe; touches nothing else, so any thread may."""
+    pieces: list[bytes] = []
+    for index, record in group.records:
+        pieces += [_HEAD.pack(sum(map(len, record)), _crc(index, *record), index), *record]
+    _write(using, descriptor, pieces)
+    using.sync_data(descriptor)
+    begins = at // mmap.PAGESIZE * mmap.PAGESIZE
+    using.drop_cached(descriptor, begins, at + group.bytes - begins)
+
+
+def _write(using: Disk, descriptor: int, pieces: Sequence[bytes]) -> None:
     """All of them, however the kernel cuts it."""
     rest: list[bytes | memoryview] = list(pieces)
     while rest:
-        written = disk().writev(descriptor, rest[:_WRITE_PIECES])
-        while rest and written >= len(rest[0]):
-            written -= len(rest.pop(0))
+        written = using.writev(descriptor, rest[:_WRITE_PIECES])
+        done = 0
+        while done < len(rest) and written >= len(rest[done]):
+            written -= len(rest[done])
+            done += 1
+        del rest[:done]
         if written:
             rest[0] = memoryview(rest[0])[written:]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from hermes_iot.errors import StorageError
 from hermes_iot.storage import journal as module
-from hermes_iot.storage.atomic import Damaged
+from hermes_iot.storage.atomic import Damaged, DiskFull
+from hermes_iot.storage.disk import Disk, using
 from hermes_iot.storage.journal import Journal, segments
 
 RECORDS = [b"first", b"", b"third record", bytes(range(256))]
@@ -239,6 +241,79 @@ def test_a_full_disk_loses_nothing_and_the_next_try_writes_it(tmp_path, monkeypa
     monkeypatch.setattr(module.os, "writev", real)
     journal.sync()
     assert payloads(tmp_path) == [*[b"before"][:before], b"during" * 10]
+
+
+class Watched(Disk):
+    """The kernel's disk; full while `full`, and it notes which thread syncs."""
+
+    def __init__(self):
+        self.full = False
+        self.syncs = []
+
+    def writev(self, descriptor, pieces):
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().writev(descriptor, pieces)
+
+    def sync_data(self, descriptor):
+        super().sync_data(descriptor)
+        self.syncs.append(threading.current_thread().name)
+
+
+LARGE = [bytes([number]) * 300_000 for number in range(40)]
+
+
+def test_megabytes_are_made_safe_by_a_thread_and_sync_waits_for_all_of_them(tmp_path):
+    disk = Watched()
+    with using(disk):
+        journal = Journal(tmp_path)
+        for record in LARGE:
+            journal.append(record)
+        assert journal.unsynced_bytes > 0
+        journal.sync()
+        assert journal.unsynced_bytes == 0
+        assert journal.synced_index == len(LARGE)
+        journal.close()
+    assert [name.startswith("hermes-journal") for name in disk.syncs] == [True] * (len(disk.syncs) - 1) + [False]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("hermes-journal")]
+    assert payloads(tmp_path) == LARGE
+
+
+def test_little_traffic_starts_no_thread(tmp_path):
+    disk = Watched()
+    with using(disk):
+        written(tmp_path)
+    assert disk.syncs == [threading.main_thread().name]
+
+
+def test_a_disk_that_filled_up_behind_our_back_is_told_of_by_sync_and_nothing_is_lost(tmp_path):
+    disk = Watched()
+    with using(disk):
+        journal = Journal(tmp_path)
+        journal.append(b"before")
+        journal.sync()
+        disk.full = True
+        for record in LARGE:
+            journal.append(record)
+        with pytest.raises(DiskFull):
+            journal.sync()
+        with pytest.raises(DiskFull):
+            journal.sync()
+        assert journal.synced_index == 1
+        disk.full = False
+        journal.append(b"after")
+        journal.sync()
+        journal.close()
+    assert payloads(tmp_path) == [b"before", *LARGE, b"after"]
+
+
+def test_a_disk_without_threads_is_written_by_the_caller(tmp_path):
+    disk = Watched()
+    disk.threads = False
+    with using(disk):
+        written(tmp_path, LARGE)
+    assert set(disk.syncs) == {threading.main_thread().name}
+    assert payloads(tmp_path) == LARGE
 
 
 def test_a_newer_format_is_refused_with_the_remedy(tmp_path):

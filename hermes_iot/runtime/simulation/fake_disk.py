@@ -59,6 +59,8 @@ class FakeDisk(Disk):
         free_bytes: what can still be written; None = without limit.
     """
 
+    threads = False  # nothing happens twice in the same order with them
+
     def __init__(self, chance: np.random.Generator, *, on_operation: Callable[[], None] = lambda: None) -> None:
         self.free_bytes: int | None = None
         self._chance = chance
