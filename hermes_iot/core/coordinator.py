@@ -157,6 +157,7 @@ class Coordinator:
         return {
             "devices": (len(self.members), self.settings.devices_max),
             "whole models": (self._aggregator.model.wholes, BASES_MAX),
+            **self._aggregator.model.bytes_held,
             # Each allocation names two; blocks are the data set's, and stay.
             "shards": (0 if walks else len(self._assigner.allotment.shards()), 2 * members),
         }

@@ -10,6 +10,7 @@ from hermes_iot.algorithms.strategies.base import BaseStrategy, Decision, Regime
 from hermes_iot.algorithms.trees import sha256
 from hermes_iot.core.global_model import GlobalModel
 from hermes_iot.core.learner import Learner
+from hermes_iot.core.views import View
 from hermes_iot.domain import DeviceId, Score, Trained
 from hermes_iot.protocol.messages import ModelInfo
 from tests.core.hand import LAYOUT, ME, allocation, manifest, vector
@@ -295,7 +296,7 @@ def test_devices_that_hold_the_same_share_one_encoding():
 
 
 def test_a_fleet_larger_than_the_memory_for_it_falls_back_to_whole_models(monkeypatch):
-    monkeypatch.setattr("hermes_iot.core.global_model.VIEWS_BYTES_MAX", 2 * 16)
+    monkeypatch.setattr("hermes_iot.core.global_model.VIEWS_BYTES_MAX", 3 * 16)  # the newest whole, and two more
     one = model()
     base = sha256(unpack(one.whole().body, "fp16", 4))
     bases = {}
@@ -311,7 +312,7 @@ def test_a_difference_that_leads_out_of_float32_is_answered_by_the_whole():
     one = model(start=0.0)
     one.advance(vector(-3e38), scored())
     held = unpack(one.answer(ME, "").body, "fp16", 4)
-    one._views[ME] = replace(one._views[ME], vector=vector(-3e38), sha256=sha256(vector(-3e38)))
+    one._views.remember(ME, View(vector=vector(-3e38), sha256=sha256(vector(-3e38))))
     one.advance(vector(3e38), scored())
     assert one.answer(ME, sha256(vector(-3e38))).base == ""
     assert np.isfinite(held).all()
