@@ -180,6 +180,11 @@ def pack_with_feedback(
     return body, wanted - _decoded(body, CODINGS[codec], wanted.size, split)
 
 
+def body_bytes_max(size: int, split: Split | None = None) -> int:
+    """Length of the longest body of so many entries, whatever the codec."""
+    return max(_lengths(coding, size, split)[1] for coding in CODINGS.values())
+
+
 def _lengths(coding: Coding, size: int, split: Split | None) -> tuple[int, int]:
     if split is None or coding.exact:
         return coding.lengths(size)

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Final
+from weakref import WeakValueDictionary
 
 from hermes_iot.algorithms.speed import Report
 from hermes_iot.core import records, sizing
 from hermes_iot.core.allotment import Allotment, ShardOf
 from hermes_iot.core.effects import Effect, Remember, Send
 from hermes_iot.core.member import Member
+from hermes_iot.core.quota import Quota
 from hermes_iot.core.roster import Roster
 from hermes_iot.core.settings import CoordinatorSettings
 from hermes_iot.domain import DeviceId, Ranges, Sizing
@@ -24,6 +26,11 @@ from hermes_iot.protocol.messages import Allocation, DeviceState, Request, RunMa
 
 #: A share that changes by less is not worth a message.
 SHARE_CHANGE: Final = 0.1
+
+#: A device may have each of its shards so often at once, and again after so many seconds, which is a device's first
+#: pause before it asks again.
+_SHARD_BURST: Final = 3
+_SHARD_INTERVAL_S: Final = 5.0
 
 
 class Assigner:
@@ -43,6 +50,7 @@ class Assigner:
         self._settings = settings
         self._roster = roster
         self._early = early
+        self._on_their_way: WeakValueDictionary[str, Shard] = WeakValueDictionary()
 
     def restore(self, cursor: int, shards: Mapping[str, Ranges]) -> None:
         """Take up where another process stopped; the roster is as it left it."""
@@ -84,23 +92,46 @@ class Assigner:
         return [remember(member), *self.say(member)]
 
     def ship(self, member: Member, request: Request, *, now: float) -> list[Effect]:
-        """A device asks for shards. It is sent what its allocation names and nothing else."""
-        allocation, size = member.allocation, member.sizing
-        wanted = request.shards or (request.sha256,)
+        """A device asks for shards. It is sent what its allocation names and nothing else, and no shard too often.
+
+        An honest device asks for a shard once, and again when it got lost; so each has a quota of its own, and however
+        many there are they come as quickly as they are asked for.
+        """
+        allocation = member.allocation
+        wanted = dict.fromkeys(request.shards or (request.sha256,))
         named = {allocation.shard, allocation.next_shard, *allocation.shards} if allocation is not None else set()
-        bodies = {sha256: self.allotment.body(sha256) for sha256 in wanted if sha256 in named}
-        run, to = self._manifest.run, member.device
-        found: list[Effect] = [
-            Send(message=Shard(run=run, sha256=sha256, body=body), device=to)
-            for sha256, body in bodies.items()
-            if body is not None
-        ]
-        if len(found) == len(wanted):
-            return found
+        member.shards = {sha256: quota for sha256, quota in member.shards.items() if sha256 in named}
+        found: list[Effect] = []
+        unknown = lost = rated = False
+        for sha256 in wanted:
+            if sha256 not in named:
+                unknown = True
+            elif not _quota(member, sha256).take(now=now):
+                rated = True
+            elif (shard := self._shard(sha256)) is not None:
+                found.append(Send(message=shard, device=member.device))
+            else:
+                lost = True
+        if rated:
+            found.append(records.refused(member.device, "request", "rate"))
+        return [*found, *self._set_right(member, now, lost=lost)] if unknown or lost else found
+
+    def _shard(self, sha256: str) -> Shard | None:
+        """As a message, the one that is still on its way to somebody if there is one; None for a shard that is lost."""
+        shard = self._on_their_way.get(sha256)
+        if shard is None and (body := self.allotment.body(sha256)) is not None:
+            shard = self._on_their_way[sha256] = Shard(run=self._manifest.run, sha256=sha256, body=body)
+        return shard
+
+    def _set_right(self, member: Member, now: float, *, lost: bool) -> list[Effect]:
+        """A device asked for a shard that we do not have, or that is not its own: tell it what is."""
         refused = records.refused(member.device, "request", "unknown shard")
-        if allocation is None or size is None or None not in bodies.values():
-            return [*found, refused, *self.say(member)]
-        return [*found, refused, *self._assign(member, size, "its shard was lost", now)]
+        if not member.requests.take(now=now):
+            return [refused]
+        size = member.sizing
+        if size is None or not lost:
+            return [refused, *self.say(member)]
+        return [refused, *self._assign(member, size, "its shard was lost", now)]
 
     def reports(self, *, now: float) -> dict[DeviceId, Report]:
         """What the allocator may know; empty until every device that is there, or with `early` any, was measured."""
@@ -157,6 +188,11 @@ class Assigner:
             return []  # whole blocks: what was asked for came out as what it has
         member.allotted(allocation, now=now)
         return [remember(member), *self.say(member), records.allocated(allocation)]
+
+
+def _quota(member: Member, sha256: str) -> Quota:
+    """How often a device may have one shard."""
+    return member.shards.setdefault(sha256, Quota(burst=_SHARD_BURST, interval_s=_SHARD_INTERVAL_S))
 
 
 def _alike(one: Allocation, other: Allocation) -> bool:

@@ -1,8 +1,8 @@
 """The coordinator's half of the protocol: events in, effects out.
 
 Updates are taken as they come (`aggregator`), acknowledged, and answered with the model the strategy says. Whatever
-is refused is counted under its reason and answered with the present model too, so that a device out of step comes
-back into step by itself. Work is given out by `assigner`; who is there is kept by `roster`. Here is the rest: what is
+is refused is counted under its reason and answered with the present model too, if not too often, so that a device out of
+step comes back into step by itself. Work is given out by `assigner`; who is there is kept by `roster`. Here is the rest: what is
 said to everybody, when it is said again, what is written down, and how a run ends.
 
 Two things are given from outside because they are computations, not decisions: `score` measures a vector on held-out
@@ -419,8 +419,9 @@ class Coordinator:
         if verdict.merged is None:
             member.refusals += verdict.outcome == "rejected"
             # Only the newest can still be awaited, after the end none is, and one that waits for others goes on waiting.
+            # However many come, they bring no more models than requests would: who goes without asks after a while.
             awaited = mark >= member.handled and not self.finished and not member.owed
-            answer = [self._reply(member.device, *mark)] if awaited else []
+            answer = [self._reply(member.device, *mark)] if awaited and member.requests.take(now=now) else []
             return [ack, *answer, records.dropped(member.device, update, verdict)]
         member.owed = True
         member.contributed()

@@ -98,6 +98,11 @@ class Device:
         return self.part.allocation if self.part is not None else None
 
     @property
+    def shard_bytes_max(self) -> int | None:
+        """The longest shard that it has been allotted; None where that is not said."""
+        return self.part.shard_bytes_max if self.part is not None else None
+
+    @property
     def bounded(self) -> dict[str, tuple[int, int]]:
         """What is kept of others' doings, by name: how many, and how many at most (reliability.md, I8)."""
         return self.part.bounded if self.part is not None else {}

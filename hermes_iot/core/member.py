@@ -99,7 +99,9 @@ class Member:
         excused: why nobody waits for it, as said last; empty where it is waited for.
         base: digest of the vector it held when it sent its newest update, where answers are differences.
         owed: its newest update was taken, and its answer waits for others.
-        requests: how often it may ask for a model, or for parts of what it was sent.
+        requests: how often it may have a model that no update of its has earned: by asking for one, or for parts of what
+            it was sent, or with an update that is refused.
+        shards: how often it may have each of the shards that its allocation names.
         waited_since: since when it could have been measured: it came, or got another size.
     """
 
@@ -123,6 +125,7 @@ class Member:
     base: str = ""
     owed: bool = False
     requests: Quota = field(default_factory=Quota)
+    shards: dict[str, Quota] = field(default_factory=dict)
     waited_since: float = 0.0
     applied: int = 0
     timings: list[Timing] = field(default_factory=list)

@@ -92,6 +92,11 @@ class Participation:
         return self._shelf.allocation
 
     @property
+    def shard_bytes_max(self) -> int | None:
+        """See `Device.shard_bytes_max`."""
+        return self._shelf.shard_bytes_max
+
+    @property
     def bounded(self) -> dict[str, tuple[int, int]]:
         """See `Device.bounded`."""
         return {"shards": self._shelf.known}

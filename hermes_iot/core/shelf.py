@@ -45,6 +45,18 @@ class Shelf:
         """How many shards are remembered, and how many the allocations here name."""
         return len(self._held | self._sought | self._absent | self._asked), len(self._named())
 
+    @property
+    def shard_bytes_max(self) -> int | None:
+        """The longest of the shards named; None where there is none, or one whose length is not said: a piece of a walk."""
+        known = [one for one in (self._next, self.allocation) if one is not None]
+        if not known or any(one.shards for one in known):
+            return None
+        named = [(one.shard, one.shard_bytes) for one in known] + [
+            (one.next_shard, one.next_shard_bytes) for one in known
+        ]
+        lengths = [length for name, length in named if name]
+        return max(lengths) if lengths and all(lengths) else None
+
     def offer(self, allocation: Allocation) -> bool:
         """A newer allocation waits for its turn; False for one that is not newer (QoS 1 repeats)."""
         if allocation.version <= self.newest:

@@ -3,11 +3,15 @@
 The numbers are ours; where a broker dictates one it is said. A bound is checked before the memory it protects is
 taken: a chunk's claimed total before the first byte is kept, a zstd frame's declared size before it is inflated, a
 vector's length before numpy allocates.
+
+The bounds here are for who knows nothing yet: they take the largest model there may be. Whoever knows the run knows how long
+a body of its model can be, and takes no more (`Limits.with_bodies_of`): a packet of 8 kB must not cost the coordinator of a
+small model the memory of a large one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 #: AWS IoT Core takes 128 KiB, the smallest of the brokers we name; 120,000 bytes pass every one of them.
@@ -19,6 +23,9 @@ PACKET_OVERHEAD_BYTES: Final = 4096
 #: What the bookkeeping of one half-received message costs beside its bytes, and of each of its parts (CPython, measured).
 TRANSFER_BYTES: Final = 1536
 TRANSFER_PART_BYTES: Final = 1
+
+#: A tensor message's fields beside its body, those included that a later minor version may add.
+TENSOR_FIELDS_BYTES_MAX: Final = 4096
 
 #: The slowest link that a sender's first slices are waited for by: 64 kbit/s.
 SLOW_LINK_BYTES_PER_S: Final = 8_000
@@ -61,3 +68,11 @@ class Limits:
     resumes_max: int = 5
     transfers_remembered_max: int = 4_096
     devices_max: int = 100_000
+
+    def with_bodies_of(self, body_bytes_max: int) -> Limits:
+        """These, for messages whose body is known never to be longer; none of them grows by it."""
+        return replace(
+            self,
+            message_bytes_max=min(self.message_bytes_max, body_bytes_max + TENSOR_FIELDS_BYTES_MAX),
+            inflated_bytes_max=min(self.inflated_bytes_max, body_bytes_max),
+        )

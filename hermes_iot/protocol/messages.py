@@ -392,9 +392,12 @@ class Model:
     v: Literal[1] = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class Shard:
-    """``down/{device}/data``: rows of the training set, named by the digest of `body`."""
+    """``down/{device}/data``: rows of the training set, named by the digest of `body`.
+
+    Whoever makes them may find one that is still on its way to somebody, and send the same.
+    """
 
     run: Name
     sha256: Sha256

@@ -140,6 +140,14 @@ class Wire:
         self.limits = limits or Limits()
         self.chunk_bytes = chunk_bytes
         self._reassembler = Reassembler(self.limits)
+        self._limits_of: dict[type[TensorMessage], Limits] = {}
+
+    def expect(self, kind: type[TensorMessage], *, body_bytes_max: int | None) -> None:
+        """Messages of this kind that come from now on have no longer body; None = as long as any may be."""
+        if body_bytes_max is None:
+            self._limits_of.pop(kind, None)
+        else:
+            self._limits_of[kind] = self.limits.with_bodies_of(body_bytes_max)
 
     def outgoing(self, message: Message, *, device: str = "") -> Iterator[Packet]:
         """The publishes that carry `message`; `device` names the topic's device where there is one.
@@ -267,7 +275,8 @@ class Wire:
     def _tensor(
         self, sender: str, payload: bytes, kind: type[TensorMessage], address: Address, now: float
     ) -> Received | None:
-        chunk = codec.decode_chunk(payload, self.limits)
+        limits = self._limits_of.get(kind, self.limits)
+        chunk = codec.decode_chunk(payload, limits)
         if address.channel == "model_part" and chunk.part != address.part:
             raise ProtocolError("parts", f"part {chunk.part} of a keyframe on the topic of part {address.part}")
         named = address.channel != "model_part"
@@ -276,7 +285,7 @@ class Wire:
         whole = self._reassembler.add(sender, chunk, now=now, resumable=named and self.resumes, most=most)
         if whole is None:
             return None
-        message = codec.decode_tensors(whole, kind, self.limits)
+        message = codec.decode_tensors(whole, kind, limits)
         return Received(message=message, device=address.device, tensor=True)
 
     def _document(self, message: Message) -> bytes:

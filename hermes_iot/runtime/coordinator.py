@@ -227,6 +227,11 @@ class CoordinatorRunner:
         """Whether nothing is taken in for want of room on the disk."""
         return self._space.wanted
 
+    @property
+    def bounded(self) -> dict[str, tuple[int, int]]:
+        """What the machine and the connection keep, by name: how much, and how much at most (reliability.md, I8)."""
+        return self.machine.bounded | (self._link.bounded if self._link is not None else {})
+
     def next_deadline(self) -> float | None:
         """The earliest deadline of the machine, the wire and the leadership."""
         deadlines = (

@@ -38,7 +38,8 @@ class CoordinatorLink(Link):
         keyframe_parts: int = 0,
         on_dropped: Callable[[Delivery, ProtocolError], None] = lambda _delivery, _error: None,
     ) -> None:
-        super().__init__(topics, transport, chunk_bytes=machine.manifest.chunk_bytes)
+        super().__init__(topics, transport)
+        self.take_part(machine.manifest)
         self._machine = machine
         self._keyframe_parts = keyframe_parts
         self._on_dropped = on_dropped

@@ -36,8 +36,8 @@ from hermes_iot.core.effects import (
 from hermes_iot.domain import DeviceId
 from hermes_iot.errors import HermesError, IdConflict, ProtocolError, StorageError, UsageError
 from hermes_iot.protocol import codec
-from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT, Limits
-from hermes_iot.protocol.messages import DeviceStatus, StrategyInfo, Update
+from hermes_iot.protocol.limits import Limits
+from hermes_iot.protocol.messages import DeviceStatus, RunManifest, Shard, StrategyInfo, Update
 from hermes_iot.protocol.topics import Topics
 from hermes_iot.runtime.claim import Claim
 from hermes_iot.runtime.link import Link, check_refusal
@@ -112,7 +112,7 @@ class DeviceRunner:
         self._running = False
         self._uploading = False
         self._link: Link | None = None
-        self._chunk_bytes = CHUNK_BYTES_DEFAULT
+        self._part_in: RunManifest | None = None
         self._keyframe_topics: tuple[str, ...] = ()
         self._space = Space("training goes on, what a restart would need is kept in memory")
         self._unsaved: StoreMemory | None = None
@@ -187,7 +187,9 @@ class DeviceRunner:
         death = DeviceStatus(state="offline", session=self.machine.memory.session, reason="connection lost")
         will = Will(topic=self._own_status, payload=codec.encode_json(death), delay_s=WILL_DELAY_S)
         transport = self._connect(self.config.device, will)
-        self._link = Link(self.topics, transport, chunk_bytes=self._chunk_bytes)
+        self._link = Link(self.topics, transport)
+        if self._part_in is not None:
+            self._link.take_part(self._part_in)
         self._keyframe_topics = ()
         transport.subscribe((*self.topics.of_device(self.config.device), self._own_status))
         transport.start(self.inbox.deliver, timeout_s=CONNECT_TIMEOUT_S)
@@ -236,6 +238,11 @@ class DeviceRunner:
     def running(self) -> bool:
         """Whether the loop goes on."""
         return self._running
+
+    @property
+    def bounded(self) -> dict[str, tuple[int, int]]:
+        """What the machine and the connection keep, by name: how much, and how much at most (reliability.md, I8)."""
+        return self.machine.bounded | (self._link.bounded if self._link is not None else {})
 
     def next_deadline(self) -> float | None:
         """The earliest of the machine's, the wire's, the claim's and the disk's deadlines."""
@@ -303,6 +310,7 @@ class DeviceRunner:
     def _deliver(self, delivery: Delivery, now: float) -> None:
         self.machine.carried(down=len(delivery.payload))
         effects: list[Effect] = []
+        self.link.wire.expect(Shard, body_bytes_max=self.machine.shard_bytes_max)
         try:
             received = self.link.decode(delivery, now=now)
             if received is not None and isinstance(received.message, DeviceStatus):
@@ -353,8 +361,8 @@ class DeviceRunner:
                 case Train(job=job):
                     self._workshop.train(job)
                 case Prepare(manifest=manifest):
-                    self._chunk_bytes = manifest.chunk_bytes
-                    self.link.use_chunks_of(manifest.chunk_bytes)
+                    self._part_in = manifest
+                    self.link.take_part(manifest)
                     log.info("run=%s task=%s strategy=%s", manifest.run, manifest.task.name, manifest.strategy.name)
                     self._workshop.prepare(manifest)
                 case FetchKeyframe(parts=parts):

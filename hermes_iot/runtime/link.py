@@ -7,26 +7,28 @@ is bounded, and without a connection there is none: the machines publish again w
 Messages of many chunks do not wait there but in a line of their own, one behind the other, and are handed over in
 portions as the broker takes them (`feed`). So what is urgent - an ack, a state, a farewell - has never more than one
 portion before it, the loop goes on meanwhile, and a slow link has no more under way than it can carry between two
-keep-alives. A message waits uncut and unencoded, so a fleet's answers in line cost one body. Whatever replaces an older
-one of its kind takes its place. With the connection the line is gone.
+keep-alives. A message waits uncut and unencoded, so a fleet's answers of one version cost one body; those of many
+versions, and shards, cost one each, and the line (`line`) takes only so many bytes of them. Whatever replaces an older one
+of its kind takes its place. With the connection the line is gone.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
+from hermes_iot.algorithms.compression import body_bytes_max
+from hermes_iot.algorithms.split import split_of
 from hermes_iot.core.effects import Resend
 from hermes_iot.errors import AccessDenied, BrokerError, UsageError
 from hermes_iot.protocol.chunks import unpack_parts
 from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT, PACKET_OVERHEAD_BYTES
-from hermes_iot.protocol.messages import Message, Model, Shard, TensorMessage, Update
+from hermes_iot.protocol.messages import Message, Model, RunManifest, Shard, TensorMessage, Update
 from hermes_iot.protocol.topics import Topics
 from hermes_iot.protocol.wire import Missing, Packet, Received, Wire
+from hermes_iot.runtime.line import Line, Stream
 from hermes_iot.transport.base import Connected, Delivery, Refused, Transport
 from hermes_iot.transport.rules import publish_packet_bytes
 
@@ -52,15 +54,6 @@ _HEADER_BYTES: Final = 1024
 PACKET_BYTES_MIN: Final = 2048
 
 
-@dataclass(frozen=True, slots=True)
-class _Stream:
-    """A message on its way out, and what is left of it."""
-
-    message: TensorMessage
-    device: str
-    packets: Iterator[Packet]
-
-
 class Link:
     """Encodes what goes out, decodes what comes in, and counts payload bytes that the transport accepted."""
 
@@ -69,12 +62,22 @@ class Link:
         self.transport = transport
         self.wire = Wire(topics, resumes=True)
         self._connected = False
-        self._streams: deque[_Stream] = deque()
+        self._line = Line()
         self._flowed = False
         self._chunk_bytes = chunk_bytes
         self._packet_bytes_max: int | None = None
         self._stalled = False
         self._fit()
+
+    def take_part(self, manifest: RunManifest) -> None:
+        """In a run: its chunks are no larger than it wants them, and no body is longer than its model's in any codec.
+
+        In any, because an update in another than the run's is refused in words, and its sender told so.
+        """
+        self.use_chunks_of(manifest.chunk_bytes)
+        longest = body_bytes_max(manifest.model.parameters, split_of(manifest.model.tensors, manifest.fine))
+        for kind in (Update, Model):
+            self.wire.expect(kind, body_bytes_max=longest)
 
     def use_chunks_of(self, chunk_bytes: int) -> None:
         """Chunks are no larger than the run wants them, nor than the broker takes."""
@@ -101,7 +104,7 @@ class Link:
     def disconnected(self) -> None:
         """There is no connection: nothing is worth waiting for."""
         self._connected, self._stalled, self._flowed = False, True, False
-        self._streams.clear()
+        self._line.clear()
 
     def send(self, message: Message, *, device: str = "", reminder: bool = False) -> int:
         """Publish one message, or with `reminder` the last of its parts; the payload bytes handed over by now.
@@ -121,38 +124,42 @@ class Link:
         """
         fewest, most = _PORTION_CHUNKS
         portion, total = min(most, max(fewest, _PORTION_BYTES // self.wire.chunk_bytes)), 0
-        while self._streams and self.transport.room(messages=portion):
-            stream = self._streams[0]
+        while (stream := self._line.first) is not None and self.transport.room(messages=portion):
             try:
                 packet = next(stream.packets, None)
             except UsageError:
-                self._streams.popleft()
+                self._line.pop()
                 raise
             if packet is None:
-                self._streams.popleft()
+                self._line.pop()
                 continue
             sent = self._publish(packet)
             if not sent:  # nothing gets through; the machines say it again
-                self._streams.clear()
+                self._line.clear()
                 break
             total, self._flowed = total + sent, True
             self._carried(stream.message, sent)
         return total
 
     @property
+    def bounded(self) -> dict[str, tuple[int, int]]:
+        """What waits here, by name: how much, and how much at most (reliability.md, I8)."""
+        return {"bytes in line": (self._line.bytes_held, self._line.bytes_most)}
+
+    @property
     def flowing(self) -> bool:
         """Whether a message in line is not with the broker yet, all of it."""
-        self._flowed = bool(self._streams) or (self._flowed and not self.transport.room(messages=1))
+        self._flowed = bool(self._line) or (self._flowed and not self.transport.room(messages=1))
         return self._flowed
 
     def flush(self, *, timeout_s: float) -> bool:
         """Wait until the broker has everything, what stands in line included; False when time ran out."""
         until = time.monotonic() + timeout_s
         self.feed()
-        while self._streams and time.monotonic() < until:
+        while self._line and time.monotonic() < until:
             self.transport.flush(timeout_s=_PAUSE_S)
             self.feed()
-        return self.transport.flush(timeout_s=max(0.0, until - time.monotonic())) and not self._streams
+        return self.transport.flush(timeout_s=max(0.0, until - time.monotonic())) and not self._line
 
     def resend(self, wanted: Resend) -> int:
         """Publish some parts of a message once more; the payload bytes handed over.
@@ -161,16 +168,14 @@ class Link:
         version, or cut for a broker that took larger packets, or in slices that nobody cuts: they would be mostly headers.
         Whoever needs it then asks for the whole.
         """
+        if self._line.carries(wanted.message, wanted.device):
+            return 0  # it is still being sent
         cut = self.wire.cut(wanted.message, parts=wanted.parts)
         fits = cut.slice_bytes <= self.wire.chunk_bytes and cut.total // cut.parts >= _SLICE_BYTES_MIN
         if cut.id.hex() != wanted.transfer or not fits:
             log.debug("not resent transfer=%s parts=%d", wanted.transfer[:12], wanted.parts)
             return 0
-        if any(stream.message is wanted.message for stream in self._streams):
-            return 0  # it is still being sent
-        parts = unpack_parts(wanted.missing, wanted.parts)
-        packets = self.wire.packets(wanted.message, cut, device=wanted.device, parts=parts)
-        return self._enqueue(wanted.message, wanted.device, packets)
+        return self._enqueue(wanted.message, wanted.device, self._again(wanted))
 
     def gaps(self, *, now: float) -> list[Missing]:
         """What of half-received messages is to be asked for now; nothing while nobody could be asked."""
@@ -186,15 +191,13 @@ class Link:
             log.warning("dropped half-received messages=%d, all in all %d", late, self.wire.half_received.expired)
 
     def _enqueue(self, message: TensorMessage, device: str, packets: Iterator[Packet]) -> int:
-        """Put a message in line, in place of an older one of its kind; one that fits a packet goes at once."""
+        """Put a message in line, if it has room and is not there yet; one that fits a packet goes at once."""
         if len(message.body) + _HEADER_BYTES <= self.wire.chunk_bytes:
             sent = sum(self._publish(packet) for packet in packets)
             self._carried(message, sent)
             return sent
-        if not isinstance(message, Shard):
-            kept = (one for one in self._streams if (type(one.message), one.device) != (type(message), device))
-            self._streams = deque(kept)
-        self._streams.append(_Stream(message, device, packets))
+        if not self._line.join(Stream(message, device, packets)):
+            log.debug("not in line kind=%s device=%s", type(message).__name__, device)
         return self.feed()
 
     def _parts(self, message: TensorMessage, device: str, *, reminder: bool) -> Iterator[Packet]:
@@ -204,6 +207,12 @@ class Link:
             self._sending(message, device, cut.id.hex())
         parts = range(cut.parts - 1, cut.parts) if reminder else None
         yield from self.wire.packets(message, cut, device=device, parts=parts)
+
+    def _again(self, wanted: Resend) -> Iterator[Packet]:
+        """Cut when its turn comes, as it was cut before."""
+        cut = self.wire.cut(wanted.message, parts=wanted.parts)
+        parts = unpack_parts(wanted.missing, wanted.parts)
+        yield from self.wire.packets(wanted.message, cut, device=wanted.device, parts=parts)
 
     def _carried(self, message: TensorMessage, sent: int) -> None:
         """So many payload bytes of a tensor message were handed over."""

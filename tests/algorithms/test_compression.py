@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hermes_iot.algorithms.compression import CODINGS, pack, pack_with_feedback, unpack
+from hermes_iot.algorithms.compression import CODINGS, body_bytes_max, pack, pack_with_feedback, unpack
 from hermes_iot.domain import Codec
 from hermes_iot.errors import ProtocolError
 
@@ -213,3 +213,16 @@ def test_a_residual_of_another_shape_or_type_is_refused(wrong):
 def test_a_sum_that_overflows_is_refused_and_not_sent():
     with pytest.raises(ValueError, match="NaN or infinity"):
         pack_with_feedback(vector(3e38), vector(3e38), "int8")
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 100, 610, 5000])
+@pytest.mark.parametrize("codec", CODINGS)
+def test_no_body_of_any_codec_is_longer_than_is_said_before(codec, size):
+    chance = np.random.default_rng(size)
+    for vector in (chance.standard_normal(size), np.zeros(size), np.full(size, 3e38)):
+        assert len(pack(vector.astype(np.float32), codec)) <= body_bytes_max(size)
+
+
+def test_the_longest_body_is_four_bytes_an_entry_where_entries_are_many():
+    assert body_bytes_max(610) == 4 * 610
+    assert body_bytes_max(25_000_000) == 100_000_000

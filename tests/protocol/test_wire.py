@@ -16,6 +16,7 @@ from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT, INTEGER_MAX, PACKET_
 from hermes_iot.protocol.messages import (
     Ack,
     Allocation,
+    Chunk,
     Command,
     CoordinatorStatus,
     DeviceState,
@@ -179,6 +180,46 @@ def test_tensors_no_peer_takes_are_refused_at_their_sender():
         list(wire(limits=Limits(parts_max=size - 1), chunk_bytes=1).outgoing(update, device="pi-01"))
     with pytest.raises(UsageError, match="too large"):
         wire(limits=Limits(message_bytes_max=2_000)).keyframe(replace(SAMPLES[Model], body=bytes(2_000)))
+
+
+def test_a_wire_that_knows_its_run_takes_its_longest_body_and_not_a_byte_more():
+    receiver = wire()
+    receiver.expect(Update, body_bytes_max=2000)
+    noise = hashlib.shake_256(b"incompressible")
+    for compressible in (False, True):
+        longest = replace(SAMPLES[Update], body=bytes(2000) if compressible else noise.digest(2000))
+        assert received(receiver, wire().outgoing(longest, device="pi-01")).message == longest
+        longer = replace(longest, body=bytes(2001) if compressible else noise.digest(2001))
+        with pytest.raises(ProtocolError) as caught:
+            received(receiver, wire().outgoing(longer, device="pi-01"))
+        assert caught.value.reason == "inflate"
+
+
+def test_a_claim_beyond_the_runs_model_is_refused_before_a_byte_is_kept():
+    receiver = wire()
+    receiver.expect(Update, body_bytes_max=2000)
+    for total in (2000 + 4096 + 1, 2**28, Limits().message_bytes_max):
+        payload = codec.encode_chunk(Chunk(id=b"x" * 32, part=0, parts=3, total=total, body=b"x"))
+        with pytest.raises(ProtocolError) as caught:
+            receiver.incoming(TOPICS.up("pi-01", "update"), payload, now=0.0)
+        assert caught.value.reason == "size"
+        assert receiver.half_received.reserved_bytes == 0
+
+
+def test_what_is_known_of_one_kind_says_nothing_about_another():
+    receiver = wire()
+    receiver.expect(Update, body_bytes_max=10)
+    shard = replace(SAMPLES[Shard], body=bytes(5000))
+    assert received(receiver, wire().outgoing(shard, device="pi-01")).message == shard
+    receiver.expect(Update, body_bytes_max=None)
+    update = replace(SAMPLES[Update], body=bytes(5000))
+    assert received(receiver, wire().outgoing(update, device="pi-01")).message == update
+
+
+def test_a_run_makes_no_limit_larger():
+    limits = Limits(message_bytes_max=5000, inflated_bytes_max=3000)
+    assert limits.with_bodies_of(10**12) == limits
+    assert limits.with_bodies_of(100) == replace(limits, message_bytes_max=4196, inflated_bytes_max=100)
 
 
 # --- keyframes ---------------------------------------------------------------------------------------------------

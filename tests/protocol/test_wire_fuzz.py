@@ -1,9 +1,13 @@
 """Whatever a broker hands over, only `ProtocolError` comes out of `Wire.incoming` (F20, F21)."""
 
+import contextlib
 import json
+import tracemalloc
+from dataclasses import replace
 
 import msgpack
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +15,7 @@ from hermes_iot.errors import ProtocolError
 from hermes_iot.protocol import codec
 from hermes_iot.protocol.chunks import split
 from hermes_iot.protocol.limits import Limits
+from hermes_iot.protocol.messages import Model, Update
 from hermes_iot.protocol.topics import Topics
 from hermes_iot.protocol.wire import Wire
 from tests.protocol.bending import by_name, mapping_of
@@ -79,6 +84,42 @@ def test_fuzz_whole_messages_of_any_fields_inside_correct_chunks(kind):
             hear(packet.topic, codec.encode_chunk(chunk))
 
     fuzz()
+
+
+#: Of the run that a wire knows here: a model of 610 parameters, in fp32.
+LONGEST_BODY_BYTES = 4 * 610
+BOMBS = {size: zstandard.ZstdCompressor(level=19).compress(bytes(size)) for size in (LONGEST_BODY_BYTES, 2**20, 2**28)}
+
+
+@settings(steady, max_examples=60)
+@given(
+    st.sampled_from([Update, Model]),
+    st.sampled_from(sorted(BOMBS)),
+    st.sampled_from([0, 1000, LONGEST_BODY_BYTES, LONGEST_BODY_BYTES + 1, 2**20, 2**28, 2**30, 2**62]),
+    st.sampled_from([100, 1000, 120_000]),
+    st.sampled_from([None, 2**20, 2**28]),
+)
+def test_fuzz_no_claim_makes_a_wire_that_knows_its_run_hold_more_than_its_model(kind, size, claim, chunk_bytes, total):
+    wire = Wire(TOPICS)
+    wire.expect(kind, body_bytes_max=LONGEST_BODY_BYTES)
+    whole = msgpack.packb(mapping_of(kind) | {"packing": "zstd", "body": BOMBS[size], "body_bytes": claim})
+    [packet] = Wire(TOPICS).outgoing(SAMPLES[kind], device="pi-01")
+    payloads = [
+        codec.encode_chunk(chunk if total is None else replace(chunk, total=total))
+        for chunk in split(whole, chunk_bytes=chunk_bytes)
+    ]
+    came = None
+    tracemalloc.start()
+    try:
+        for payload in payloads:
+            with contextlib.suppress(ProtocolError):
+                came = wire.incoming(packet.topic, payload, now=0.0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (came is not None) == (size == claim == LONGEST_BODY_BYTES and total is None)
+    assert peak < 4 * (LONGEST_BODY_BYTES + 4096) + 64 * 1024
+    assert wire.half_received.reserved_bytes < LONGEST_BODY_BYTES + 3 * 4096
 
 
 @settings(steady, max_examples=300)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from hermes_iot.core.effects import FetchKeyframe, ForgetKeyframe, Rebirth, StoreShard
+from hermes_iot.core.effects import FetchKeyframe, ForgetKeyframe, Prepare, Rebirth, StoreShard
 from hermes_iot.core.stopping import StopRules
 from hermes_iot.domain import Trained
 from hermes_iot.errors import (
@@ -22,7 +22,7 @@ from hermes_iot.errors import (
 )
 from hermes_iot.protocol import codec
 from hermes_iot.protocol.limits import Limits
-from hermes_iot.protocol.messages import DeviceState, DeviceStatus
+from hermes_iot.protocol.messages import DeviceState, DeviceStatus, Model
 from hermes_iot.protocol.topics import Topics
 from hermes_iot.runtime import worker
 from hermes_iot.runtime.loop import Inbox
@@ -30,6 +30,7 @@ from hermes_iot.runtime.worker import Failed, ThreadWorker
 from hermes_iot.training.toy import ToyTrainer
 from hermes_iot.transport.base import Refused
 from hermes_iot.transport.memory import MemoryBroker
+from tests.core.hand import manifest
 from tests.support.fleet import (
     PATIENCE_S,
     HeldWorker,
@@ -178,13 +179,14 @@ def test_a_board_with_a_new_card_rises_above_its_former_sessions_and_contributes
 
 def test_after_a_raised_session_keyframe_chunks_are_fetched_again_and_chunks_stay_small(connect, tmp_path):
     device = toy_device(connect, tmp_path, "pi-01", worker_of=HeldWorker)
-    device._chunk_bytes = 2048
     device.start()
+    device._perform([Prepare(manifest=manifest(chunk_bytes=2048))])
     device._perform([FetchKeyframe(parts=2)])
     first = device.link
     device._perform([Rebirth()])
     assert device.link is not first
     assert device.link.wire.chunk_bytes == 2048
+    assert device.link.wire._limits_of[Model].inflated_bytes_max < 1000, "and no body is longer than the run's model"
     asked = []
     device.link.transport.subscribe = asked.append
     device._perform([FetchKeyframe(parts=2)])

@@ -146,7 +146,7 @@ class Auditor:
         if machine.version not in self._digests:
             _hold("I6", bool(np.isfinite(machine.model).all()), f"version {machine.version} is not finite")
             self._digests[machine.version] = _digest(machine.model)
-        _hold_bounds("the coordinator", machine.bounded)
+        self.keeps("the coordinator", machine.bounded)
         self._hold_rows(machine)
 
     # --- the devices ----------------------------------------------------------------------------------------------
@@ -166,7 +166,12 @@ class Auditor:
             self._in_force[key] = allocation.version
         if learner is not None and learner.base is not None:
             _hold("I6", bool(np.isfinite(learner.base).all()), f"{name} trains from a model that is not finite")
-        _hold_bounds(name, machine.bounded)
+        self.keeps(name, machine.bounded)
+
+    def keeps(self, whose: str, bounded: Mapping[str, tuple[int, int]]) -> None:
+        """Whatever is kept, by name: how much, and how much at most."""
+        for name, (count, most) in bounded.items():
+            _hold("I8", count <= most, f"{whose} keeps {count} {name}, at most {most}")
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -223,8 +228,3 @@ def _digest(vector: Params) -> str:
 def _hold(invariant: str, holds: bool, what: str) -> None:  # noqa: FBT001 - it reads as a sentence
     if not holds:
         raise Violated(invariant, what)
-
-
-def _hold_bounds(whose: str, bounded: Mapping[str, tuple[int, int]]) -> None:
-    for name, (count, most) in bounded.items():
-        _hold("I8", count <= most, f"{whose} keeps {count} {name}, at most {most}")

@@ -133,6 +133,7 @@ class CoordinatorProcess(Process):
     def _check(self) -> None:
         if self.runner is not None:
             self._audit.leader(self.runner.machine)
+            self._audit.keeps("the coordinator", self.runner.bounded)
 
 
 class _Watched(CoordinatorRunner):
@@ -216,6 +217,7 @@ class DeviceProcess(Process):
     def _check(self) -> None:
         if self.runner is not None:
             self._audit.device(self.name, self.runner.machine)
+            self._audit.keeps(self.name, self.runner.bounded)
 
     def work(self, inbox: Inbox, call: Callable[[], object], then: Callable[[], None]) -> None:
         """Compute now what comes to the inbox when the board would have done it, if it still lives then."""
