@@ -76,11 +76,11 @@ def test_F20_cut_random_huge_and_deep_messages_are_refused_in_bounded_memory(mos
 
 def test_F21_a_zip_bomb_does_not_go_off(mosquitto, tmp_path):
     with met(mosquitto, tmp_path, fleet="bombs") as one:
-        before, resident = one.model, resident_bytes()
-        wire = one.coordinator.link.wire
-        forget_peak()
-        # As large as a message may be here, and as it says: the memory for it is what nobody gets.
+        before, wire = one.model, one.coordinator.link.wire
+        # One as large as a message may be here, one of the size that a message may have where nothing is known.
         small, large = (zstandard.ZstdCompressor(level=19).compress(bytes(size)) for size in (1 << 25, 1 << 28))
+        resident = resident_bytes()
+        forget_peak()
         for claim in (1000, 1 << 25, 1 << 28, 1 << 30, 2**62):
             in_chunks(one, bent(one, 1, packing="zstd", body=small, body_bytes=claim))
         one.records.wait("refused", 5, device=one.name, channel="update", reason="inflate")
