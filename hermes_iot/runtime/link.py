@@ -50,7 +50,11 @@ _SLICE_BYTES_MIN: Final = 512
 #: A tensor message's fields beside its body.
 _HEADER_BYTES: Final = 1024
 
-#: Topic, chunk header and a reported state fit no smaller packet.
+#: What is asked for parts with, beside the bitmap of them: topic, names and packet header at their longest.
+_ASKING_BYTES: Final = 1024
+
+#: What every run says fits: topic, header and the smallest chunk, a reported state, a birth, a request for a few shards, each
+#: with the longest names. A run whose manifest needs more says so when it is first told.
 PACKET_BYTES_MIN: Final = 2048
 
 
@@ -178,8 +182,12 @@ class Link:
         return self._enqueue(wanted.message, wanted.device, self._again(wanted))
 
     def gaps(self, *, now: float) -> list[Missing]:
-        """What of half-received messages is to be asked for now; nothing while nobody could be asked."""
-        return self.wire.gaps(now=now) if self._connected else []
+        """What of half-received messages is to be asked for now; nothing while nobody could be asked.
+
+        Into how many parts a message is cut is its sender's word. Parts that not even fit a packet when they are named are
+        not asked for: the whole comes again, or is dropped at its deadline.
+        """
+        return [gap for gap in self.wire.gaps(now=now) if self._can_name(gap)] if self._connected else []
 
     def next_deadline(self) -> float | None:
         """When half-received messages next need something done."""
@@ -189,6 +197,10 @@ class Link:
         """Drop what has been half received for too long."""
         if late := self.wire.expire(now=now):
             log.warning("dropped half-received messages=%d, all in all %d", late, self.wire.half_received.expired)
+
+    def _can_name(self, gap: Missing) -> bool:
+        limit = self._packet_bytes_max
+        return limit is None or -(-len(gap.missing) // 3) * 4 + _ASKING_BYTES <= limit  # in base64
 
     def _enqueue(self, message: TensorMessage, device: str, packets: Iterator[Packet]) -> int:
         """Put a message in line, if it has room and is not there yet; one that fits a packet goes at once."""

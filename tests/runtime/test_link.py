@@ -1,24 +1,39 @@
 """Nothing larger than the broker takes is sent, nothing that has no room is lost, and no wait is endless."""
 
+import hashlib
 import random
 from dataclasses import replace
 
 import pytest
 
 from hermes_iot.core.effects import Resend
+from hermes_iot.core.shelf import PIECES_UNDER_WAY
 from hermes_iot.errors import AccessDenied, BrokerError, UsageError
 from hermes_iot.protocol import codec
 from hermes_iot.protocol.chunks import pack_parts
-from hermes_iot.protocol.limits import Limits
-from hermes_iot.protocol.messages import Allocation, Command, Model
+from hermes_iot.protocol.limits import INTEGER_MAX, Limits
+from hermes_iot.protocol.messages import (
+    Ack,
+    Allocation,
+    Chunk,
+    Command,
+    CoordinatorStatus,
+    DeviceState,
+    DeviceStatus,
+    Model,
+    ModelHead,
+    Request,
+    Response,
+)
 from hermes_iot.protocol.topics import Topics
 from hermes_iot.protocol.wire import Wire
-from hermes_iot.runtime.link import Link, check_refusal
+from hermes_iot.runtime.link import PACKET_BYTES_MIN, Link, check_refusal
 from hermes_iot.transport.base import Connected, Delivery, Refused
 from hermes_iot.transport.memory import MemoryBroker, MemoryTransport
 from hermes_iot.transport.rules import publish_packet_bytes
 
 LONGEST = "x" * 64
+BIG = INTEGER_MAX
 
 
 def model(size, version=1):
@@ -100,6 +115,76 @@ def test_a_document_larger_than_a_packet_is_an_error_and_not_a_silence(topics):
     allocation = Allocation(run="r", device="pi", version=2, samples=2000, batch=1, rows=rows)
     with pytest.raises(UsageError, match=r"down/pi/alloc is too large for the broker.*it takes 4096"):
         link.send(allocation, device="pi")
+
+
+#: What a machine says of its own accord, each word as long as it can be.
+SAID = [
+    Ack(run=LONGEST, session=BIG, seq=BIG, outcome="duplicate", reason="model_mismatch", epoch=BIG, newest=BIG),
+    CoordinatorStatus(
+        state="offline",
+        session=LONGEST,
+        run=LONGEST,
+        model_version=BIG,
+        devices_online=BIG,
+        updates_applied=BIG,
+        loss=-1.2345678901234567e-300,
+        accuracy=0.12345678901234567,
+        elapsed_s=12345678.901234567,
+        host="\N{GRINNING FACE}" * 64,
+        software="1.22.333.dev4444",
+        epoch=BIG,
+        reason="No space left on device: " + "x" * 200,
+    ),
+    DeviceStatus(
+        state="offline",
+        session=BIG,
+        instance="f" * 32,
+        host="\N{GRINNING FACE}" * 64,
+        software="1.22.333.dev4444",
+        slowdown=12345.678901234567,
+        rows=BIG,
+        memory_rows_max=BIG,
+        reason="\N{GRINNING FACE}" * 200,
+    ),
+    DeviceState(
+        run=LONGEST,
+        phase="training",
+        gate="superseded",
+        shard="ab" * 32,
+        **dict.fromkeys(("session", "seq", "allocation_version", "model_version", "iterations", "published"), BIG),
+        **dict.fromkeys(("samples", "batch", "mini_batches", "diverged", "dropped", "bytes_up", "bytes_down"), BIG),
+        **dict.fromkeys(("iteration_s", "batch_s"), 12345678.901234567),
+        **dict.fromkeys(("loss", "z", "threshold"), -1.2345678901234567e-300),
+    ),
+    Request(run=LONGEST, session=BIG, want="shard", shards=("ab" * 32,) * PIECES_UNDER_WAY),
+    Response(id=LONGEST, status="error", detail="training"),
+    ModelHead(run=LONGEST, version=BIG, sha256="ab" * 32, bytes=BIG, parts=BIG, epoch=BIG),
+]
+
+
+@pytest.mark.parametrize("message", SAID, ids=lambda message: type(message).__name__)
+def test_the_smallest_packets_allowed_carry_whatever_a_machine_says_of_its_own_accord(topics, message):
+    link = connected(MemoryBroker(packet_bytes_max=PACKET_BYTES_MIN), topics)
+    assert link.send(message, device=LONGEST) > 0
+
+
+@pytest.mark.parametrize("limit", [2048, 2500, 3000, 3800, 5000, None])
+def test_a_message_in_ever_so_many_parts_does_not_make_us_ask_with_more_than_a_packet_takes(topics, limit):
+    link = connected(MemoryBroker(packet_bytes_max=limit), topics)
+    asked = []
+    for parts in (2, 100, 4000, 8000, 16_384):
+        chunk = Chunk(id=hashlib.sha256(b"%d" % parts).digest(), part=parts - 1, parts=parts, total=parts, body=b"x")
+        link.decode(Delivery(topic=topics.up(LONGEST, "update"), payload=codec.encode_chunk(chunk)), now=0.0)
+        for gap in link.gaps(now=100.0):
+            asked.append(gap.parts)
+            named = {"transfer": gap.transfer, "parts": gap.parts, "missing": gap.missing}
+            order = Command(id=LONGEST, name="resend", epoch=BIG, **named)
+            request = Request(run=LONGEST, session=BIG, want="model", **named)
+            assert link.send(order, device=LONGEST) > 0
+            assert link.send(request, device=LONGEST) > 0
+    assert asked == {2048: [2, 100, 4000], 2500: [2, 100, 4000, 8000], 3000: [2, 100, 4000, 8000]}.get(
+        limit, [2, 100, 4000, 8000, 16_384]
+    )
 
 
 class Narrow:
