@@ -74,14 +74,9 @@ class Link:
         self._fit()
 
     def take_part(self, manifest: RunManifest) -> None:
-        """In a run: its chunks are no larger than it wants them, and no body is longer than its model's in any codec.
-
-        In any, because an update in another than the run's is refused in words, and its sender told so.
-        """
+        """In a run: its chunks are no larger than it wants them, and no body is longer than one of its model can be."""
         self.use_chunks_of(manifest.chunk_bytes)
-        longest = body_bytes_max(manifest.model.parameters, split_of(manifest.model.tensors, manifest.fine))
-        for kind in (Update, Model):
-            self.wire.expect(kind, body_bytes_max=longest)
+        expect_models_of(manifest, self.wire)
 
     def use_chunks_of(self, chunk_bytes: int) -> None:
         """Chunks are no larger than the run wants them, nor than the broker takes."""
@@ -291,6 +286,16 @@ class Link:
             pauses += 1
         self._stalled = False
         return True
+
+
+def expect_models_of(manifest: RunManifest, wire: Wire) -> None:
+    """From now on `wire` takes no body that is longer than one of the run's model in any codec.
+
+    In any, because an update in another than the run's is refused in words, and its sender told so.
+    """
+    longest = body_bytes_max(manifest.model.parameters, split_of(manifest.model.tensors, manifest.fine))
+    for kind in (Update, Model):
+        wire.expect(kind, body_bytes_max=longest)
 
 
 def check_refusal(event: Refused) -> None:

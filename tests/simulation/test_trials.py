@@ -11,8 +11,10 @@ from hermes_iot.core import aggregator, snapshot
 from hermes_iot.core.global_model import GlobalModel
 from hermes_iot.core.outbox import Outbox
 from hermes_iot.core.tally import Tally
+from hermes_iot.core.views import Views
 from hermes_iot.errors import UsageError
 from hermes_iot.runtime.coordinator import CoordinatorRunner
+from hermes_iot.runtime.link import Link
 from hermes_iot.runtime.run_dir import RunDir
 from hermes_iot.runtime.simulation import trial
 from hermes_iot.runtime.simulation.fake_disk import FakeDisk
@@ -165,6 +167,17 @@ def test_updates_that_are_not_counted_are_caught(monkeypatch):
 def test_models_that_are_kept_for_ever_are_caught(monkeypatch):
     monkeypatch.setattr("hermes_iot.core.coordinator.BASES_MAX", 4)  # and the model keeps to its own bound still
     assert "the coordinator keeps 5 whole models" in caught("I8", "clock", strategy="hermes-plus").what
+
+
+def test_views_that_are_kept_for_ever_are_caught(monkeypatch):
+    monkeypatch.setattr("hermes_iot.core.global_model.VIEWS_BYTES_MAX", 10_000)
+    monkeypatch.setattr(Views, "_make_room", lambda _views, _newest: None)
+    assert "bytes of views, at most 10000" in caught("I8", "clock", strategy="hermes-plus").what
+
+
+def test_bytes_in_line_beyond_their_bound_are_caught(monkeypatch):
+    monkeypatch.setattr(Link, "bounded", {"bytes in line": (2, 1)})
+    assert "keeps 2 bytes in line, at most 1" in caught("I8", "clock").what
 
 
 def test_a_device_that_does_not_ask_again_is_caught(monkeypatch):

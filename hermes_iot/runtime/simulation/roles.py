@@ -18,6 +18,7 @@ from hermes_iot.protocol.topics import Topics
 from hermes_iot.protocol.wire import Wire
 from hermes_iot.runtime.coordinator import SESSION_EXPIRY_S, CoordinatorRunner
 from hermes_iot.runtime.device import DeviceConfig, DeviceRunner
+from hermes_iot.runtime.link import expect_models_of
 from hermes_iot.runtime.loop import Inbox
 from hermes_iot.runtime.run_dir import RunDir
 from hermes_iot.runtime.simulation.audit import Auditor
@@ -83,6 +84,7 @@ class CoordinatorProcess(Process):
             clock=self.clock,
         )
         self._audit.led(self.runner.machine)
+        expect_models_of(self.runner.machine.manifest, self._wire)  # it counts what the runner counts
         self.runner.start()
 
     def _connect(self, client_id: str, will: Will | None) -> Transport:
