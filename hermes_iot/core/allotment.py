@@ -43,7 +43,7 @@ class Allotment:
         self._shards: dict[str, Ranges] = {}
         self._users: Counter[str] = Counter()  # how many allocations name a shard; blocks are never forgotten
         self._blocks = self._cut() if data.sampling == "walk" and data.rows else None
-        self._pieces: dict[int, str] = {}
+        self._pieces: dict[int, tuple[str, int]] = {}  # name and length of each block
 
     def allot(
         self, device: DeviceId, size: Sizing, held: Mapping[DeviceId, Allocation], *, above: int = 0, reason: str
@@ -156,6 +156,7 @@ class Allotment:
     def _walk(self, blocks: Blocks, device: DeviceId, size: Sizing, version: int, reason: str) -> Allocation:
         own = blocks.hold(device, size.samples)
         rows = blocks.ranges(own)
+        shards = self._names(own) if self._shard_of is not None else ()
         return Allocation(
             run=self._run,
             device=device,
@@ -165,7 +166,8 @@ class Allotment:
             steps=size.steps,
             share=size.share,
             rows=rows,
-            shards=self._names(own) if self._shard_of is not None else (),
+            shards=shards,
+            shard_bytes=max((self._pieces[one][1] for one in own), default=0) if shards else 0,
             reason=reason,
         )
 
@@ -174,8 +176,8 @@ class Allotment:
         assert self._blocks is not None  # noqa: S101 - whoever has blocks has them from there
         for one in blocks:
             if one not in self._pieces:
-                self._pieces[one] = self._name(self._blocks.ranges([one]))[0]
-        return tuple(self._pieces[one] for one in blocks)
+                self._pieces[one] = self._name(self._blocks.ranges([one]))
+        return tuple(self._pieces[one][0] for one in blocks)
 
     @property
     def _rotates(self) -> bool:

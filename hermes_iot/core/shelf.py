@@ -47,14 +47,13 @@ class Shelf:
 
     @property
     def shard_bytes_max(self) -> int | None:
-        """The longest of the shards named; None where there is none, or one whose length is not said: a piece of a walk."""
-        known = [one for one in (self._next, self.allocation) if one is not None]
-        if not known or any(one.shards for one in known):
-            return None
-        named = [(one.shard, one.shard_bytes) for one in known] + [
-            (one.next_shard, one.next_shard_bytes) for one in known
-        ]
-        lengths = [length for name, length in named if name]
+        """The longest of the shards named; None where there is none, or one whose length is not said."""
+        lengths: list[int] = []
+        for one in (self._next, self.allocation):
+            if one is not None and (one.shard or one.shards):
+                lengths.append(one.shard_bytes)
+            if one is not None and one.next_shard:
+                lengths.append(one.next_shard_bytes)
         return max(lengths) if lengths and all(lengths) else None
 
     def offer(self, allocation: Allocation) -> bool:

@@ -156,12 +156,13 @@ class Allocation:
     Attributes:
         version: grows with every change for this device in this run; an older one is never obeyed.
         rows: positions in the run's permutation; in local mode empty, `samples` then caps the device's own rows.
-        shard: digest of the rows to fetch in shipped mode, and how many bytes they are.
+        shard: digest of the rows to fetch in shipped mode, and in `shard_bytes` how many bytes they are.
         next_shard: digest of the shard to prefetch while training on this one.
         reason: why it changed, for a person.
         steps: mini-batches of one iteration in a walk; 0 where `samples` and the run's epochs make an iteration.
         share: of the fleet's speed; about the weight this device's update gets. 0 where nothing goes by speed.
-        shards: in a walk over shipped data, digests of the pieces to walk over; it begins with those at hand.
+        shards: in a walk over shipped data, digests of the pieces to walk over; it begins with those at hand, and
+            `shard_bytes` is the longest one's length.
         codec: of this device's updates, if it knows it; "" = the run's.
     """
 

@@ -163,6 +163,29 @@ def test_a_shard_nobody_looked_for_is_not_held():
     assert not shelf.advance()
 
 
+def test_no_shard_that_is_awaited_is_longer_than_the_allocations_say():
+    shelf = Shelf()
+    assert shelf.shard_bytes_max is None
+    shelf.offer(allocation(1))
+    shelf.advance()
+    assert shelf.shard_bytes_max is None, "its rows are at hand"
+    both = {"shard": "aa" * 32, "shard_bytes": 70, "next_shard": "bb" * 32, "next_shard_bytes": 71}
+    shelf.offer(allocation(2, rows=(), **both))
+    assert shelf.shard_bytes_max == 71
+    shelf.stored("aa" * 32)
+    shelf.wanted()
+    shelf.stored("aa" * 32)
+    shelf.advance()
+    shelf.offer(allocation(3, rows=(), shards=("cc" * 32, "dd" * 32), shard_bytes=40))
+    assert shelf.shard_bytes_max == 71, "the one in force may still be on its way"
+    shelf.wanted()
+    shelf.stored("cc" * 32)
+    shelf.advance()
+    assert shelf.shard_bytes_max == 40
+    shelf.offer(allocation(4, rows=(), shards=("ee" * 32,)))
+    assert shelf.shard_bytes_max is None, "an older coordinator does not say how long its pieces are"
+
+
 def test_what_was_rejected_may_have_another_try_unless_there_is_something_newer():
     shelf = Shelf()
     shelf.offer(allocation(3))

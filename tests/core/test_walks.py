@@ -113,6 +113,16 @@ def test_shipped_blocks_are_pieces_of_about_a_chunk_and_sent_as_they_are_asked_f
     assert hashlib.sha256(shards[0].body).hexdigest() == piece
 
 
+def test_a_device_is_told_how_long_its_longest_piece_is():
+    one = desk(shipped=True)
+    given = allotted(one.hear(birth()))[ME]
+    lengths = []
+    for piece in given.shards:
+        [shard] = sent(one.hear(Request(run="run-a", session=1, want="shard", sha256=piece)), Shard)
+        lengths.append(len(shard.body))
+    assert given.shard_bytes == max(lengths) > 0
+
+
 def test_a_piece_of_somebody_else_is_not_sent():
     one = desk(shipped=True)
     mine, theirs = (allotted(one.hear(birth(), name))[name].shards[0] for name in ("d1", "other"))

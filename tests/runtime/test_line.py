@@ -210,6 +210,22 @@ def test_a_fleet_that_all_needs_shards_at_once_gets_every_one_of_them(tmp_path):
         assert all(one.machine.allocation.shard for one in fleet.devices.values())
 
 
+def test_a_device_takes_no_longer_shard_than_it_was_allotted(tmp_path):
+    with Fleet(tmp_path, data_mode="shipped") as fleet:
+        fleet.prepare()
+        device = fleet.devices["d00"]
+        most, says = device.machine.shard_bytes_max, fleet.coordinator.link
+        assert 10_000 < most < 100_000
+        says._line.clear()
+        says.transport.left = 1000
+        for size in (most + 5000, 200_000):
+            shard = Shard(run=fleet.coordinator.run_id, sha256="a" * 64, body=random.Random(1).randbytes(size))
+            before, parts = device.machine._traffic.dropped, says.wire.cut(shard).parts
+            says.send(shard, device="d00")
+            fleet.settle()
+            assert device.machine._traffic.dropped - before == parts > 1, "not one part of it is kept"
+
+
 def test_a_fleet_that_all_waits_for_answers_of_its_own_gets_every_one_of_them(tmp_path):
     with Fleet(tmp_path, strategy="asp", codec="fp32") as fleet:
         fleet.prepare()
