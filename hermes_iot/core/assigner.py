@@ -21,6 +21,7 @@ from hermes_iot.core.member import Member
 from hermes_iot.core.quota import Quota
 from hermes_iot.core.roster import Roster
 from hermes_iot.core.settings import CoordinatorSettings
+from hermes_iot.core.shelf import PIECES_UNDER_WAY
 from hermes_iot.domain import DeviceId, Ranges, Sizing
 from hermes_iot.protocol.messages import Allocation, DeviceState, Request, RunManifest, Shard
 
@@ -95,10 +96,10 @@ class Assigner:
         """A device asks for shards. It is sent what its allocation names and nothing else, and no shard too often.
 
         An honest device asks for a shard once, and again when it got lost; so each has a quota of its own, and however
-        many there are they come as quickly as they are asked for.
+        many there are they come as quickly as they are asked for. It asks for a few at a time, and no more are made.
         """
         allocation = member.allocation
-        wanted = dict.fromkeys(request.shards or (request.sha256,))
+        wanted = tuple(dict.fromkeys(request.shards or (request.sha256,)))[:PIECES_UNDER_WAY]
         named = {allocation.shard, allocation.next_shard, *allocation.shards} if allocation is not None else set()
         member.shards = {sha256: quota for sha256, quota in member.shards.items() if sha256 in named}
         found: list[Effect] = []

@@ -2,6 +2,7 @@
 
 import pytest
 
+from hermes_iot.core.shelf import PIECES_UNDER_WAY
 from hermes_iot.domain import Sizing
 from hermes_iot.protocol.messages import Ack, Allocation, Model, Request, Shard, Update
 from tests.core.hand import ME, Board, Desk, ack, birth, manifest, recorded, rows_as_bytes, sent, update
@@ -123,6 +124,13 @@ def test_a_walk_of_many_pieces_comes_as_quickly_as_it_is_asked_for():
     for start in range(0, len(allocation.shards), 8):
         came += [piece.sha256 for piece in sent(one.hear(wants(*allocation.shards[start : start + 8])), Shard)]
     assert came == list(allocation.shards)
+
+
+def test_one_request_brings_no_more_pieces_than_a_device_has_under_way():
+    about = manifest(data={"mode": "shipped", "sampling": "walk", "rows": 2000})
+    one = Desk(about=about, shard_of=rows_as_bytes, first=Sizing(samples=1500, batch=8)).up()
+    [allocation] = sent(one.hear(birth()), Allocation)
+    assert len(sent(one.hear(wants(*allocation.shards)), Shard)) == PIECES_UNDER_WAY
 
 
 def test_one_name_said_many_times_is_one_shard():
