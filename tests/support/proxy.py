@@ -72,12 +72,15 @@ class Proxy:
     Attributes:
         carried: bytes that arrived, by direction.
         connections: how many there were.
+        silent_s_max: the longest pause between two arrivals, by direction.
     """
 
     def __init__(self, target_port: int, *, line: Line | None = None) -> None:
         self.port = 0
         self.carried: Counter[str] = Counter()
         self.connections = 0
+        self.silent_s_max: dict[str, float] = {"up": 0.0, "down": 0.0}
+        self._arrived_at: dict[str, float] = {}
         self._target_port = target_port
         self._line = line or Line()
         self._free_at: dict[str, float] = {"up": 0.0, "down": 0.0}
@@ -267,6 +270,10 @@ class Proxy:
             writer.write(piece)
             await writer.drain()
             with self._arrived:
+                now = time.monotonic()
+                pause_s = now - self._arrived_at.get(direction, now)
+                self.silent_s_max[direction] = max(self.silent_s_max[direction], pause_s)
+                self._arrived_at[direction] = now
                 self.carried[direction] += len(piece)
                 self._arrived.notify_all()
 
