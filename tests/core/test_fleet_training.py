@@ -84,7 +84,7 @@ def test_nobody_is_re_sized_while_somebody_there_was_not_measured():
 
 def test_a_size_reaches_its_end_and_stays_there():
     made = fleet(manifest())
-    made.run(45.0)
+    made.run(30.0)
     assert max(member.allocation.version for member in made.leader.machine.members.values()) <= 3
 
 
@@ -124,7 +124,7 @@ def test_local_rows_never_leave_and_cap_what_is_asked_for():
 
 def test_fresh_shards_go_round_while_training_goes_on():
     made = fleet(manifest(data_mode="shipped"))
-    made.run(30.0)
+    made.run(18.0)
     for name, node in made.devices.items():
         used = [job.shard for job in node.jobs]
         changes = sum(a != b for a, b in itertools.pairwise(used))
@@ -182,14 +182,14 @@ def test_a_device_that_does_not_train_is_shipped_nothing(idle):
 @pytest.mark.parametrize("sampling", ["fresh", "kept"])
 def test_a_coordinator_that_comes_back_gives_shards_as_before(sampling):
     made = fleet(manifest(data_mode="shipped", sampling=sampling))
-    made.run(9.0)
-    for _ in range(3):
+    made.run(6.0)
+    for _ in range(2):
         made.leader.crash()
         made.run(1.0)
         made.lead()
         before = {name: node.trained for name, node in made.devices.items()}
         applied = {name: made.applied(name) for name in made.devices}
-        made.run(10.0)
+        made.run(7.0)
         for name, node in made.devices.items():
             assert node.trained > before[name] + 5
             assert made.applied(name) > applied[name]

@@ -14,7 +14,7 @@ from tests.support.fleet import over_mqtt, running, toy_device
 pytestmark = pytest.mark.mosquitto
 
 #: After so many merges everything that is filled once is full: held models, timings, the journal's segments.
-WARM = 200
+WARM = 150
 GROWTH_BYTES_MAX = 256 * 1024
 NAMES = ("pi-01", "pi-02")
 
@@ -28,7 +28,7 @@ def descriptors():
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
-@pytest.mark.parametrize("merges_in_all", [600, pytest.param(4000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("merges_in_all", [450, pytest.param(4000, marks=pytest.mark.slow)])
 def test_F33_nothing_grows_with_the_length_of_a_run(merges_in_all, mosquitto, tmp_path):
     connect = over_mqtt(mosquitto)
     settings = CoordinatorSettings(linger_s=1.0, checkpoint_interval_s=0.2)
