@@ -333,6 +333,16 @@ def loss(outputs, targets):
 """
 
 
+#: The command, which waits for the worker of a device that leaves for less long than three seconds.
+HASTY = """
+import runpy
+from hermes_iot.runtime import worker
+
+worker.LEAVE_S = 0.3
+runpy.run_module("hermes_iot", run_name="__main__", alter_sys=True)
+"""
+
+
 @pytest.mark.mosquitto
 def test_an_iteration_in_torch_that_would_take_minutes_does_not_spoil_the_exit_code(lead, mosquitto, fleet, room):
     (room / "task.py").write_text(LONG)
@@ -341,7 +351,7 @@ def test_an_iteration_in_torch_that_would_take_minutes_does_not_spoil_the_exit_c
     words = ["--broker", mosquitto, "--fleet", fleet, "--id", "pi-01", "--task", "task.py", "--state-dir", "state"]
     with running(coordinator):
         process = subprocess.Popen(
-            [sys.executable, "-m", "hermes_iot", "device", *words],
+            [sys.executable, "-c", HASTY, "device", *words],
             cwd=room,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "LONG": "1"},
             stdout=subprocess.PIPE,

@@ -144,6 +144,12 @@ class Proxy:
             came = self._arrived.wait_for(lambda: self.carried[direction] >= count, timeout_s)
         assert came, f"{self.carried[direction]} of {count} bytes went {direction}"
 
+    def wait_for_connections(self, count: int, timeout_s: float = 2 * _PATIENCE_S) -> None:
+        """Until so many were taken in all."""
+        with self._arrived:
+            came = self._arrived.wait_for(lambda: self.connections >= count, timeout_s)
+        assert came, f"{self.connections} of {count} connections were made"
+
     def close(self) -> None:
         """Reset everything and end."""
         if self._thread.is_alive():
@@ -199,7 +205,9 @@ class Proxy:
             if self._line.refuses:
                 pair.reset()
                 return
-            self.connections += 1
+            with self._arrived:
+                self.connections += 1
+                self._arrived.notify_all()
             self._pairs.add(pair)
             if self._line.silent:
                 pair.torn = True
