@@ -14,6 +14,7 @@ import pytest
 from hermes_iot.cli import main, signals
 from hermes_iot.cli.connect import BrokerOptions
 from hermes_iot.config import RunConfig
+from hermes_iot.core.coordinator import CoordinatorSettings
 from hermes_iot.core.stopping import StopRules
 from hermes_iot.errors import HermesError, UsageError
 from hermes_iot.protocol.messages import CoordinatorStatus, RunManifest
@@ -69,6 +70,7 @@ def lead(mosquitto, fleet, room):
             run_dir=room / "run",
             bench=for_coordinator(config, data_dir=None),
             connect=over_mqtt(mosquitto),
+            settings=CoordinatorSettings(status_interval_s=0.2),
         )
 
     return lead
