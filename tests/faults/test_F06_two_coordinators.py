@@ -31,7 +31,7 @@ pytestmark = pytest.mark.mosquitto
 
 ENDLESS = StopRules()
 QUICK = CoordinatorSettings(status_interval_s=0.1, linger_s=2.0)
-#: What it said while nobody led is said again soon.
+#: An answer that was to be given while the two wrestled for the session is lost, and asked for again.
 STAYS = DeviceSettings(once=False, state_interval_s=0.05, retry_s=0.3, retry_max_s=1.0)
 KINDS = {"coordinator": CoordinatorStatus, "run": RunManifest, "alloc": Allocation, "state": DeviceState}
 
