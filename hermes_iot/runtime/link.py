@@ -257,16 +257,20 @@ class Link:
         return 0
 
     def _hand_over(self, packet: Packet) -> bool:
-        """Publish, waiting for room in the transport's queue; False when nothing gets through."""
-        pauses, emptied = 0, False
+        """Publish, waiting for room in the transport's queue; False when nothing gets through.
+
+        A connection may be gone, with messages on it that stay pending until the next one, before we were told so: that
+        the queue is not empty is then no reason to wait.
+        """
+        pauses, free = 0, False
         while not self.transport.publish(
             packet.topic, packet.payload, qos=packet.qos, retain=packet.retain, expiry_s=packet.expiry_s
         ):
-            # What an emptied queue refuses is refused because there is no connection.
-            if self._stalled or emptied or pauses == _PAUSES_MAX:
+            # What is refused although there is room is refused because there is no connection.
+            if self._stalled or free or pauses == _PAUSES_MAX:
                 self._stalled = True
                 return False
-            emptied = self.transport.flush(timeout_s=_PAUSE_S)
+            free = self.transport.room(messages=1) or self.transport.flush(timeout_s=_PAUSE_S)
             pauses += 1
         self._stalled = False
         return True
