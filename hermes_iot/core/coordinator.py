@@ -491,8 +491,8 @@ class Coordinator:
 
     def _journalled(self, effects: list[Effect]) -> list[Effect]:
         """What was decided is written down before it is told."""
-        entries = tuple(self._weighed(self._aggregator.drain()))
-        return [Journal(entries=entries), *effects] if entries else effects
+        drained = self._aggregator.drain()
+        return [Journal(entries=tuple(self._weighed(drained))), *effects] if drained else effects
 
     # --- what is said and kept ------------------------------------------------------------------------------------
 

@@ -115,7 +115,7 @@ class Hermes(BaseStrategy[DeviceHalf, CoordinatorHalf]):
         gate, verdict = observe(state.gate, trained.loss, self.config.gate)
         decision = Decision(push=verdict.fire, why=verdict.reason, z=verdict.z, threshold=verdict.threshold)
         counted = state.counted if math.isfinite(trained.loss) else None
-        return replace(state, gate=gate, counted=counted), decision
+        return DeviceHalf(gate=gate, moved=state.moved, counted=counted), decision
 
     def contribution(self, state: DeviceHalf, *, base: Params, params: Params) -> tuple[DeviceHalf, Params]:
         """What `pushed` says. A difference or a sum may overflow to infinity; whoever asked looks."""
