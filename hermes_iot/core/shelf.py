@@ -82,7 +82,10 @@ class Shelf:
 
     def wanted(self) -> list[str]:
         """Shards to look for now, each named once."""
-        new = [name for name in self._named() if name not in self._held | self._sought]
+        named = self._named()
+        if not named:
+            return named
+        new = [name for name in named if name not in self._held | self._sought]
         self._sought.update(new)
         return new
 
@@ -132,7 +135,7 @@ class Shelf:
         names = [self._next.shard, *self._next.shards] if self._next is not None else []
         if self.allocation is not None:
             names += [self.allocation.shard, self.allocation.next_shard, *self.allocation.shards]
-        return [name for name in dict.fromkeys(names) if name]
+        return [name for name in dict.fromkeys(names) if name] if any(names) else []
 
     def _tidy(self) -> None:
         named = set(self._named())

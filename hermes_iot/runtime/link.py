@@ -110,7 +110,7 @@ class Link:
             UsageError: it is larger than the broker or a peer takes.
         """
         if not isinstance(message, Update | Model | Shard):
-            return sum(self._publish(packet) for packet in self.wire.outgoing(message, device=device))
+            return self._publish(self.wire.document(message, device=device))
         return self._enqueue(message, device, self._parts(message, device, reminder=reminder))
 
     def feed(self) -> int:

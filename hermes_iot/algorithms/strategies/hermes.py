@@ -108,7 +108,7 @@ class Hermes(BaseStrategy[DeviceHalf, CoordinatorHalf]):
 
     def adopted(self, state: DeviceHalf, received: Params, *, iterations: int) -> DeviceHalf:  # noqa: ARG002
         """A new course begins there."""
-        return replace(state, counted=None)
+        return state if state.counted is None else replace(state, counted=None)
 
     def observe(self, state: DeviceHalf, trained: Trained, origin: Params) -> tuple[DeviceHalf, Decision]:  # noqa: ARG002
         """The loss gate. Divergence sends the device back to the model received: a new course too."""
