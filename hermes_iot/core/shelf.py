@@ -122,7 +122,9 @@ class Shelf:
 
     def pieces(self) -> tuple[str, ...]:
         """The pieces to walk over: those of the allocation in force that are here, in its order."""
-        return tuple(name for name in self.allocation.shards if name in self._held) if self.allocation else ()
+        if self.allocation is None or not self.allocation.shards:
+            return ()
+        return tuple(name for name in self.allocation.shards if name in self._held)
 
     def shard(self, *, prefer_next: bool) -> str:
         """The shard to train on: the prefetched one as soon as it is here when samples shall be fresh."""

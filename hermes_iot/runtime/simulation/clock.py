@@ -44,7 +44,7 @@ class VirtualClock:
 
     def at(self, time_s: float, call: Callable[[], None]) -> None:
         """Make this call at that time; at once, but behind what is due already, where it has passed."""
-        moment = time_s if time_s > self.now else self.now
+        moment = max(time_s, self.now)
         calls = self._calls.get(moment)
         if calls is None:
             self._calls[moment] = [call]

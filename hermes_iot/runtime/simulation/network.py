@@ -57,7 +57,7 @@ class Line:
             segments = -(-size // SEGMENT_BYTES)
             again = int(self._chance.negative_binomial(segments, 1 - self._loss))
             wire_s += again * (2 * self._latency_s + min(size, SEGMENT_BYTES) / self._bytes_per_s)
-        self.free_at = (now if now > self.free_at else self.free_at) + wire_s
+        self.free_at = max(now, self.free_at) + wire_s
         return self.free_at + self._latency_s
 
 
