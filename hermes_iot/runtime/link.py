@@ -24,7 +24,7 @@ from hermes_iot.core.effects import Resend
 from hermes_iot.errors import AccessDenied, BrokerError, UsageError
 from hermes_iot.protocol.chunks import unpack_parts
 from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT, PACKET_OVERHEAD_BYTES
-from hermes_iot.protocol.messages import Message, Model, Shard, TensorMessage, Update
+from hermes_iot.protocol.messages import Message, Model, Shard, TensorMessage
 from hermes_iot.protocol.topics import Topics
 from hermes_iot.protocol.wire import Missing, Packet, Received, Wire
 from hermes_iot.transport.base import Connected, Delivery, Refused, Transport
@@ -109,8 +109,8 @@ class Link:
         Raises:
             UsageError: it is larger than the broker or a peer takes.
         """
-        if not isinstance(message, Update | Model | Shard):
-            return sum(self._publish(packet) for packet in self.wire.outgoing(message, device=device))
+        if not isinstance(message, TensorMessage):
+            return self._publish(self.wire.document(message, device=device))
         return self._enqueue(message, device, self._parts(message, device, reminder=reminder))
 
     def feed(self) -> int:
