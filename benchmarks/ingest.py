@@ -1,14 +1,17 @@
 """How fast a coordinator takes updates in, against a bare paho subscriber on the same Mosquitto, in one run.
 
-Every row is a process of its own: it connects, is stopped, the broker is filled with prepared updates, and it goes on.
-So while it works nobody but it and the broker does. The clock runs from its first packet to the end of its last update;
-for a coordinator that is: received, checked against its hash, unpacked, decoded, known not to be a duplicate, written
-to the journal and synced, and merged as hermes-plus merges. Answers and acks are made up but not sent, rows held out
-cost nothing. `against` is updates per second over those of the tuned paho of the same round, which receives the fp16
-updates, whatever the row's own codec is. `cpu` is the receiver's own, all its threads.
+Every row is a process of its own; a connection that costs next to nothing (`flood`) publishes prepared updates as fast
+as the broker takes them, while the receiver works. With ``--filled`` the receiver is stopped until the broker has them
+all, so that nobody but it and the broker works: the sink then is limited by nothing but itself.
 
-Rows take turns, a round each; shown are medians over the rounds, and the range. Ratios of a machine that does other things as
-well are worth what their range says.
+The clock runs from the receiver's first packet to the end of its last update; for a coordinator that is: received,
+checked against its hash, unpacked, decoded, known not to be a duplicate, written to the journal and synced,
+acknowledged to the broker, and merged as hermes-plus merges. Answers and acks to devices are made up but not sent, rows
+held out cost nothing. `against` is updates per second over those of the tuned paho of the same round, which receives
+the fp16 updates, whatever the row's own codec is. `cpu` is the receiver's own, all its threads.
+
+Rows take turns, a round each; shown are medians over the rounds, and the range. Ratios of a machine that does other
+things as well are worth what their range says.
 """
 
 from __future__ import annotations

@@ -108,7 +108,8 @@ class Tap:
         self._transport.start(noted, timeout_s=timeout_s)
 
     def _swallow(self, topic: str, payload: bytes, **options: Any) -> bool:
-        return True if "/down/" in topic else self._transport.publish(topic, payload, **options)
+        silenced = "/down/" in topic and not topic.endswith("/cmd")  # a coordinator's words to itself come back
+        return True if silenced else self._transport.publish(topic, payload, **options)
 
 
 def sink(case: Case, port: int, fleet: str, parent: Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -35,15 +36,21 @@ TORCH = {
 }
 
 
-def imported(path: Path) -> set[str]:
+@functools.cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
+@functools.cache
+def imported(path: Path) -> frozenset[str]:
     """Top-level packages a module imports, wherever in it."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module.split(".")[0])
-    return names
+    return frozenset(names)
 
 
 def test_imports_run_downwards_only():
@@ -71,7 +78,7 @@ def test_nothing_unpickles_evaluates_or_polls():
     for path in SOURCES:
         if imported(path) & forbidden_modules:
             found.append(f"{path.name}: imports {imported(path) & forbidden_modules}")
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.ExceptHandler) and node.type is None:
                 found.append(f"{path.name}:{node.lineno}: bare except")
             if not isinstance(node, ast.Call):

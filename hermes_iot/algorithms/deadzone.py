@@ -44,7 +44,8 @@ def _encoded(vector: Params) -> tuple[bytes, bytes]:
     largest = magnitudes.max(axis=1)
     # Of the squares' sum only as fractions of the largest: the square of a large float32 is infinity.
     fractions = magnitudes / np.where(largest > 0, largest, 1)[:, np.newaxis]
-    spread = largest * np.sqrt(np.square(fractions).mean(axis=1, dtype=np.float64)).astype(np.float32)
+    mean = np.add.reduce(np.square(fractions), axis=1, dtype=np.float64) / BLOCK
+    spread = largest * np.sqrt(mean).astype(np.float32)
     with np.errstate(over="ignore"):
         scales = steps(np.maximum(largest / np.float32(INT4_MAX), np.float32(STEP) * spread), INT4_MAX)
     magnitudes /= scales[:, np.newaxis]

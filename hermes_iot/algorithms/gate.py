@@ -158,7 +158,7 @@ def z_score(loss: float, reference: Sequence[float], config: GateConfig) -> floa
     shifted = [other - origin for other in reference]
     mean = math.fsum(shifted) / count
     freedom = count if config.reference == "including" else count - 1
-    sigma = math.sqrt(math.fsum((other - mean) * (other - mean) for other in shifted) / freedom)
+    sigma = math.sqrt(math.fsum([(other - mean) * (other - mean) for other in shifted]) / freedom)
     if config.sigma == "floored":
         sigma = max(sigma, 1e-3 * abs(origin + mean) + 1e-9)
     return None if sigma < SIGMA_MIN else (loss - origin - mean) / sigma

@@ -149,8 +149,6 @@ def _as(config: PairedGateConfig, kind: Gate) -> PairedGateConfig:
 
 
 def _one_more(count: Count, fires: bool, reason: str, published: bool) -> Count:  # noqa: FBT001 - facts of one iteration
-    return Count(
-        pushes=count.pushes + fires,
-        forced=count.forced + (fires and reason == "age"),
-        both=count.both + (fires and published),
-    )
+    if not fires:
+        return count
+    return Count(pushes=count.pushes + 1, forced=count.forced + (reason == "age"), both=count.both + published)

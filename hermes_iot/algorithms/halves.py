@@ -8,7 +8,9 @@ to nearest, ties to even, and the low bits of the sum are the half's significand
 Subnormal halves have that smallest E and so are no special case, and no float32 in it is ever subnormal: boards that
 flush those to zero agree.
 
-Some ten thousand entries at a time, so that a block stays in the processor's nearest memory.
+Some ten thousand entries at a time, so that a block stays in the processor's nearest memory. Of a few hundred entries,
+a bias or the model of a simulated fleet, the calls cost more than the entries: there it is numpy's cast (256 ordinary
+numbers: 1.9 us to encode and 0.7 us to decode, the steps 9 us and 10 us).
 
 Whoever has torch loaded anyway has casts that are ten times faster still (processors do it in one instruction).
 `use` takes them over, once they were seen to give the same bits: what is computed does not depend on it.
@@ -30,6 +32,9 @@ FP16_MAX: Final = np.float32(65504.0)
 
 #: Entries at a time, 128 KiB of each array: fewer are slower for the calls they take.
 _BLOCK: Final = 32_768
+
+#: Up to so many, entry by entry: at the worst, all of them subnormal, it costs twice the steps, else a fifth.
+_FEW: Final = 256
 
 _MAGNITUDE: Final = np.uint32(0x7FFFFFFF)
 _EXPONENT: Final = np.uint32(0x7F800000)
@@ -83,6 +88,8 @@ def use(casts: Casts) -> bool:
 
 
 def _to_halves(vector: Params) -> NDArray[np.uint16]:
+    if vector.size <= _FEW:
+        return np.maximum(np.minimum(vector, FP16_MAX), -FP16_MAX).astype(np.float16).view(np.uint16)
     bits = np.ascontiguousarray(vector).view(np.uint32)
     halves = np.empty(bits.size, dtype=np.uint16)
     block = min(_BLOCK, bits.size)
@@ -109,8 +116,9 @@ def _to_halves(vector: Params) -> NDArray[np.uint16]:
 
 
 def _from_halves(halves: NDArray[np.uint16]) -> Params:
-    if halves.size and int(np.bitwise_and(halves, _HALF_EXPONENT).max()) == _HALF_EXPONENT:
-        return halves.view(np.float16).astype(np.float32)  # NaN or infinity: nobody sends that twice
+    # A few, or NaN or infinity among them: nobody sends that twice.
+    if halves.size <= _FEW or int(np.bitwise_and(halves, _HALF_EXPONENT).max()) == _HALF_EXPONENT:
+        return halves.view(np.float16).astype(np.float32)
     vector = np.empty(halves.size, dtype=np.float32)
     bits = vector.view(np.uint32)
     block = min(_BLOCK, halves.size)

@@ -160,7 +160,9 @@ def judge(
         z: of this gate's own test; None where none was made. Read by `paired` and `strict` alone.
         norm: as in `observe`.
     """
-    after = replace(state, age=state.age + 1, iterations=state.iterations + 1)
+    after = PairedGateState(
+        threshold=state.threshold, age=state.age + 1, iterations=state.iterations + 1, norm=state.norm
+    )
     if not math.isfinite(loss):
         return after, Verdict(fire=False, reason="diverged")
     z = z if config.kind in {"paired", "strict"} else None
@@ -178,7 +180,7 @@ def judge(
 def pushed(state: PairedGateState, *, norm: float | None) -> PairedGateState:
     """A push was made; `norm` is its displacement's length, where the gate wants it."""
     typical = norm if norm is None or state.norm is None else state.norm + NORM_FOLLOWS * (norm - state.norm)
-    return replace(state, age=0, norm=typical)
+    return PairedGateState(threshold=state.threshold, age=0, iterations=state.iterations, norm=typical)
 
 
 def _reason(

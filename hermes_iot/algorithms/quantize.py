@@ -15,6 +15,7 @@ dividing the largest entry once more gives the scale that made it.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -107,6 +108,7 @@ def nibbles(codes: NDArray[np.int8], size: int) -> bytes:
     return pairs[: (size + 1) // 2].tobytes()
 
 
+@cache
 def _scale_max(largest: int) -> np.float32:
     """The largest scale: its product with the largest code is finite, while the next one's may not be."""
     return np.float32(np.nextafter(np.finfo(np.float32).max / np.float32(largest), np.float32(0)))

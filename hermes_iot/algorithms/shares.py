@@ -212,14 +212,15 @@ def _unfair(excess: Mapping[DeviceId, tuple[float, float]], config: SharesConfig
 
     A newcomer to a large fleet changes nobody's share by a tenth; somebody must make room for it all the same.
     """
+    coarse = _coarse(excess)
     lacking = {
         device
         for device, (rows, wanted) in excess.items()
-        if rows < 0 and -rows > max(config.change * wanted, _coarse(excess) * COARSE_BLOCKS)
+        if rows < 0 and -rows > max(config.change * wanted, coarse * COARSE_BLOCKS)
     }
     if not lacking:
         return set()
-    return lacking | {device for device, (rows, _) in excess.items() if rows > _coarse(excess)}
+    return lacking | {device for device, (rows, _) in excess.items() if rows > coarse}
 
 
 def _coarse(excess: Mapping[DeviceId, tuple[float, float]]) -> float:

@@ -50,9 +50,12 @@ def is_finite(vector: Params) -> bool:
     """Whether no entry is NaN or infinite.
 
     The plain test: on 5e6 entries it took 0.9 ms, as long as the tricks with a sum or an extremum, which can overflow.
-    Block by block, so that it needs no byte of memory for each entry.
+    Block by block, so that it needs no byte of memory for each entry. A mask's bytes are 0 and 1: looked through as
+    bytes they cost a short vector half of what numpy's `all` does, and a block the same.
     """
-    return all(bool(np.isfinite(vector[at : at + BLOCK]).all()) for at in range(0, vector.size, BLOCK))
+    if vector.size <= BLOCK:
+        return b"\0" not in np.isfinite(vector).tobytes()
+    return all(is_finite(vector[at : at + BLOCK]) for at in range(0, vector.size, BLOCK))
 
 
 def sha256(vector: Params) -> str:

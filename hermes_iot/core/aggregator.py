@@ -148,6 +148,8 @@ class Aggregator:
 
     def drain(self) -> tuple[Entry, ...]:
         """What was done since the last call."""
+        if not self._entries:
+            return ()
         entries, self._entries = tuple(self._entries), []
         return entries
 

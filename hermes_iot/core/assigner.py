@@ -80,10 +80,10 @@ class Assigner:
 
     def follow(self, member: Member, state: DeviceState, *, now: float) -> list[Effect]:
         """What a report calls for: the next shard, or an allocation above one that we have forgotten."""
-        allocation, size = member.allocation, member.sizing
-        if allocation is None or size is None:
+        allocation = member.allocation
+        if allocation is None:
             return []
-        if member.online and member.obeyed > allocation.version:
+        if member.online and member.obeyed > allocation.version and (size := member.sizing) is not None:
             return self._assign(member, size, "an earlier allocation was lost", now)
         if state.allocation_version != allocation.version or not allocation.next_shard:
             return []

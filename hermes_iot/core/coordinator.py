@@ -218,13 +218,14 @@ class Coordinator:
         device, message = received.device, received.message
         if self._gone or self._status.reason:
             return []
-        if device not in self.members:
+        members = self._roster.members
+        if device not in members:
             if not self._roster.admits(message):
                 return self.malformed(device, "update", "run") if isinstance(message, Update) else []
             if self._roster.full:
                 return self.malformed(device, ROUTES[type(message)].channel, "devices")
             self._roster.admit(device).worked_at = now
-        member = self.members[device]
+        member = members[device]
         effects = self._listen(member, message, now)
         return self._journalled([*effects, *self._attend(member, now), *self._expire(now)])
 
@@ -462,7 +463,7 @@ class Coordinator:
     def _look_around(self, now: float) -> list[Effect]:
         """Who has fallen silent is waited for no longer, and who has not followed a summons is summoned again."""
         silent = patience.fallen_silent(
-            [self.members[device] for device in self._roster.live],
+            self._roster.at_work(),
             epochs=self.manifest.epochs,
             pace_s=len(self.members) * self.settings.announce_s_per_device,
             unmeasured_s=self.settings.measure_patience_s,
@@ -493,8 +494,8 @@ class Coordinator:
 
     def _journalled(self, effects: list[Effect]) -> list[Effect]:
         """What was decided is written down before it is told."""
-        entries = tuple(self._weighed(self._aggregator.drain()))
-        return [Journal(entries=entries), *effects] if entries else effects
+        drained = self._aggregator.drain()
+        return [Journal(entries=tuple(self._weighed(drained))), *effects] if drained else effects
 
     # --- what is said and kept ------------------------------------------------------------------------------------
 

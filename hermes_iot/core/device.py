@@ -236,10 +236,11 @@ class Device:
 
     def next_deadline(self) -> float | None:
         """When `expire` next has something to do; None when only an event can change anything."""
-        deadlines = [self.part.next_deadline() if self.part is not None else None]
-        if self._board.heard:
-            deadlines.append(self._unknown.deadline)
-        return min((one for one in deadlines if one is not None), default=None)
+        deadline = self.part.next_deadline() if self.part is not None else None
+        asks_at = self._unknown.deadline
+        if asks_at is not None and self._board.heard and (deadline is None or asks_at < deadline):
+            return asks_at
+        return deadline
 
     def expire(self, *, now: float) -> list[Effect]:
         """Do what has become due."""

@@ -307,20 +307,21 @@ class Participation:
     def next_deadline(self) -> float | None:
         """When `expire` next has something to do; None when only an event can change anything."""
         deadlines: list[float] = []
-        asks = self._board.heard and not self._board.uploading
-        if asks and (asks_at := self.outbox.retry.deadline) is not None:
+        board = self._board
+        asks_at, lacks_at = self.outbox.retry.deadline, self._lacking.deadline
+        if asks_at is not None and board.heard and not board.uploading:
             deadlines.append(asks_at)
-        if self._board.connected:
-            if (lacks_at := self._lacking.deadline) is not None:
+        if board.connected:
+            if lacks_at is not None:
                 deadlines.append(lacks_at)
             if self._state_changed:
                 deadlines.append(self._state_pace.deadline)
-        if self.phase == "pushed" and not self._board.uploading:
+        if self.phase == "pushed" and not board.uploading:
             # At once where the connection was lost meanwhile: nobody is there to be waited for.
-            patience_s = self._board.settings.alone_after_s if self._board.heard else 0.0
+            patience_s = board.settings.alone_after_s if board.heard else 0.0
             if self.learner is None or not self.learner.regime.waits:
                 deadlines.append(self.outbox.since + patience_s)
-        return min(deadlines, default=None)
+        return min(deadlines) if deadlines else None
 
     def expire(self, *, now: float) -> list[Effect]:
         """Do what has become due."""

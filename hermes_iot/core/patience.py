@@ -63,11 +63,16 @@ def patience_s(member: Member, *, epochs: int, pace_s: float, unmeasured_s: floa
 def fallen_silent(
     members: Iterable[Member], *, epochs: int, pace_s: float, unmeasured_s: float, now: float
 ) -> list[Member]:
-    """Those of the devices at work that have given no sign of it for longer than that."""
+    """Those of the devices at work that have given no sign of it for longer than that.
+
+    Nearly all have given one lately: what each could be allowed is not reckoned for those that need no allowance.
+    """
+    least_s = max(SILENT_S, SILENT_REPORTS * pace_s)
     return [
         member
         for member in members
-        if not member.owed
+        if now > member.worked_at + least_s
+        and not member.owed
         and not member.silent
         and now > member.worked_at + patience_s(member, epochs=epochs, pace_s=pace_s, unmeasured_s=unmeasured_s)
     ]

@@ -69,12 +69,12 @@ def iterated(device: DeviceId, metrics: Metrics) -> Record:
 
 def reported(member: Member, state: DeviceState) -> Record:
     """A device said what it does; counters are those of all its sessions."""
-    totals = member.totals()
+    earlier, counted = member.earlier, member.counted
     fields = {
         "device": member.device,
         "phase": state.phase,
-        "iterations": totals.iterations,
-        "published": totals.published,
+        "iterations": earlier.iterations + counted.iterations,
+        "published": earlier.published + counted.published,
         "samples": state.samples,
         "batch": state.batch,
         "iteration_s": state.iteration_s,

@@ -31,6 +31,11 @@ class Roster:
     def __iter__(self) -> Iterator[Member]:
         return iter(self.members.values())
 
+    def at_work(self) -> Iterator[Member]:
+        """The members that work now."""
+        members = self.members
+        return (members[device] for device in self.live)
+
     @property
     def online(self) -> int:
         """How many are there now."""

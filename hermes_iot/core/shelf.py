@@ -93,7 +93,10 @@ class Shelf:
 
     def wanted(self) -> list[str]:
         """Shards to look for now, each named once."""
-        new = [name for name in self._named() if name not in self._held | self._sought]
+        named = self._named()
+        if not named:
+            return named
+        new = [name for name in named if name not in self._held | self._sought]
         self._sought.update(new)
         return new
 
@@ -130,7 +133,9 @@ class Shelf:
 
     def pieces(self) -> tuple[str, ...]:
         """The pieces to walk over: those of the allocation in force that are here, in its order."""
-        return tuple(name for name in self.allocation.shards if name in self._held) if self.allocation else ()
+        if self.allocation is None or not self.allocation.shards:
+            return ()
+        return tuple(name for name in self.allocation.shards if name in self._held)
 
     def shard(self, *, prefer_next: bool) -> str:
         """The shard to train on: the prefetched one as soon as it is here when samples shall be fresh."""
@@ -143,7 +148,7 @@ class Shelf:
         names = [self._next.shard, *self._next.shards] if self._next is not None else []
         if self.allocation is not None:
             names += [self.allocation.shard, self.allocation.next_shard, *self.allocation.shards]
-        return [name for name in dict.fromkeys(names) if name]
+        return [name for name in dict.fromkeys(names) if name] if any(names) else []
 
     def _tidy(self) -> None:
         named = set(self._named())

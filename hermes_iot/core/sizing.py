@@ -23,7 +23,8 @@ def rows_max(member: Member, data: DataInfo) -> int | None:
     birth = member.birth
     own = birth.rows if birth is not None and data.mode == "local" else 0
     memory = birth.memory_rows_max if birth is not None else 0
-    return min((limit for limit in (data.rows, own, memory) if limit), default=None)
+    limits = [limit for limit in (data.rows, own, memory) if limit]
+    return min(limits) if limits else None
 
 
 def fitted(size: Sizing, most: int | None) -> Sizing:

@@ -235,6 +235,8 @@ class Reassembler:
 
     def next_deadline(self, *, asking: bool = True) -> float | None:
         """When `expire` or, with `asking`, `gaps` next has something to do."""
+        if not self._due:  # nothing is half received, as nearly always
+            return None
         if not asking:
             return min((transfer.deadline for transfer in self._transfers.values()), default=None)
         self._tidy()
@@ -352,6 +354,8 @@ class Reassembler:
             heapq.heappop(self._due)
 
     def _overdue(self, now: float) -> list[_Transfer]:
+        if not self._due:
+            return []
         found: dict[tuple[str, bytes], _Transfer] = {}
         self._tidy()
         while self._due and self._due[0][0] <= now:

@@ -71,6 +71,8 @@ _TENSORS: Final = (Update, Model, Shard)
 _LEADS: Final = (CoordinatorStatus, RunManifest, ModelHead, Allocation, Ack, Command, Model)
 #: A keyframe's fields beside its body are never longer, however large its counters grow.
 _KEYFRAME_HEADER_BYTES: Final = 512
+#: Topics kept in mind: three for each of ten thousand devices.
+_TOPICS_REMEMBERED_MAX: Final = 1 << 15
 _KINDS: Final = {(route.direction, route.channel): kind for kind, route in ROUTES.items()}
 
 
@@ -141,6 +143,7 @@ class Wire:
         self.chunk_bytes = chunk_bytes
         self._reassembler = Reassembler(self.limits)
         self._limits_of: dict[type[TensorMessage], Limits] = {}
+        self._topics_of: dict[tuple[str, str], str] = {}
 
     def expect(self, kind: type[TensorMessage], *, body_bytes_max: int | None) -> None:
         """Messages of this kind that come from now on have no longer body; None = as long as any may be."""
@@ -157,8 +160,16 @@ class Wire:
         """
         if isinstance(message, _TENSORS):
             return self.packets(message, self.cut(message), device=device)
+        return iter((self.document(message, device=device),))
+
+    def document(self, message: Message, *, device: str = "") -> Packet:
+        """The one publish that carries a message without tensors.
+
+        Raises:
+            UsageError: as `outgoing`.
+        """
         route = ROUTES[type(message)]
-        return iter((_packet(route, self._topic(route, device), self._document(self._led(message))),))
+        return _packet(route, self._topic(route, device), self._document(self._led(message)))
 
     def cut(self, message: TensorMessage, *, parts: int = 0) -> Cut:
         """A tensor message as it travels: in as few slices as the broker's packets allow, or in `parts` as once before.
@@ -309,10 +320,15 @@ class Wire:
     def _topic(self, route: Route, device: str) -> str:
         if route.direction == "all":
             return self.topics.all(route.channel)
+        known = self._topics_of.get((route.channel, device))  # no channel is both up and down
+        if known is not None:
+            return known
         check_name("device", device)
-        if route.direction == "down":
-            return self.topics.down(device, route.channel)
-        return self.topics.up(device, route.channel)
+        topic = (self.topics.down if route.direction == "down" else self.topics.up)(device, route.channel)
+        if len(self._topics_of) >= _TOPICS_REMEMBERED_MAX:
+            self._topics_of.clear()
+        self._topics_of[route.channel, device] = topic
+        return topic
 
 
 def _missing(gap: Gap) -> Missing:

@@ -25,7 +25,7 @@ from hermes_iot.core.effects import Resend
 from hermes_iot.errors import AccessDenied, BrokerError, UsageError
 from hermes_iot.protocol.chunks import unpack_parts
 from hermes_iot.protocol.limits import CHUNK_BYTES_DEFAULT, PACKET_OVERHEAD_BYTES
-from hermes_iot.protocol.messages import Message, Model, RunManifest, Shard, TensorMessage, Update
+from hermes_iot.protocol.messages import Message, Model, RunManifest, TensorMessage, Update
 from hermes_iot.protocol.topics import Topics
 from hermes_iot.protocol.wire import Missing, Packet, Received, Wire
 from hermes_iot.runtime.line import Line, Stream
@@ -111,8 +111,8 @@ class Link:
         Raises:
             UsageError: it is larger than the broker or a peer takes.
         """
-        if not isinstance(message, Update | Model | Shard):
-            return sum(self._publish(packet) for packet in self.wire.outgoing(message, device=device))
+        if not isinstance(message, TensorMessage):
+            return self._publish(self.wire.document(message, device=device))
         return self._enqueue(message, device, self._parts(message, device, reminder=reminder))
 
     def feed(self) -> int:
@@ -273,16 +273,20 @@ class Link:
         return 0
 
     def _hand_over(self, packet: Packet) -> bool:
-        """Publish, waiting for room in the transport's queue; False when nothing gets through."""
-        pauses, emptied = 0, False
+        """Publish, waiting for room in the transport's queue; False when nothing gets through.
+
+        A connection may be gone, with messages on it that stay pending until the next one, before we were told so: that
+        the queue is not empty is then no reason to wait.
+        """
+        pauses, free = 0, False
         while not self.transport.publish(
             packet.topic, packet.payload, qos=packet.qos, retain=packet.retain, expiry_s=packet.expiry_s
         ):
-            # What an emptied queue refuses is refused because there is no connection.
-            if self._stalled or emptied or pauses == _PAUSES_MAX:
+            # What is refused although there is room is refused because there is no connection.
+            if self._stalled or free or pauses == _PAUSES_MAX:
                 self._stalled = True
                 return False
-            emptied = self.transport.flush(timeout_s=_PAUSE_S)
+            free = self.transport.room(messages=1) or self.transport.flush(timeout_s=_PAUSE_S)
             pauses += 1
         self._stalled = False
         return True

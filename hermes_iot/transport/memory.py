@@ -415,9 +415,13 @@ class MemoryBroker:
             self._retained[message.topic] = message
         elif retain:
             self._retained.pop(message.topic, None)
+        live = Delivery(topic=message.topic, payload=message.payload)  # one for all who need not acknowledge theirs
         for session in self._subscriptions.wanting(message.topic):
-            if session.link is not None:
-                self._hand_on(session, session.link, message, qos=qos)
+            link = session.link
+            if link is not None and not (link.manual_ack and qos):
+                self._events.append((link, live))
+            elif link is not None:
+                self._hand_on(session, link, message, qos=qos)
             elif qos and len(session.queue) < self._queued_messages_max:
                 session.queue.append(message)
             elif qos:

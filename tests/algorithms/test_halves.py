@@ -15,8 +15,10 @@ EVERY_HALF = np.arange(1 << 16, dtype=np.uint16)
 OURS = halves.Casts(to_halves=halves._to_halves, from_halves=halves._from_halves)
 
 
-@pytest.fixture(autouse=True)
-def _ours():
+@pytest.fixture(autouse=True, params=[0, halves._FEW], ids=["in steps", "a few by numpy"])
+def _ours(request, monkeypatch):
+    """A few entries are numpy's business, so each case is tried on the steps as well."""
+    monkeypatch.setattr(halves, "_FEW", request.param)
     before = list(halves._used)
     assert halves.use(OURS)
     yield

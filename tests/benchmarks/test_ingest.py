@@ -20,10 +20,11 @@ def row(kind, codec, *seconds, tuned=(1.0,)):
 
 
 @pytest.mark.mosquitto
+@pytest.mark.parametrize("filled", [False, True], ids=["live", "filled"])
 @pytest.mark.parametrize("kind", ["tuned", "ingest", "unjournalled", "answering"])
-def test_every_end_receives_every_update_once_however_it_is_cut(kind, tmp_path):
+def test_every_end_receives_every_update_once_however_it_is_cut(kind, tmp_path, filled):
     with MosquittoBroker(settings=ingest.SETTINGS) as broker:
-        found = ingest.measured(case(kind), broker, "bench-test", tmp_path)
+        found = ingest.measured(case(kind), broker, "bench-test", tmp_path, filled=filled)
     assert found.updates == 20
     assert found.cpu_s > 0
     assert found.wall_s > 0
@@ -62,7 +63,7 @@ def test_memory_is_watched_over_updates_that_are_all_applied(tmp_path):
 
 
 def test_the_document_is_printed_and_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ingest, "rounds", lambda *_: [row("shipped", "fp16", 2.0), row("tuned", "fp16", 1.0)])
+    monkeypatch.setattr(ingest, "rounds", lambda *_, **__: [row("shipped", "fp16", 2.0), row("tuned", "fp16", 1.0)])
     monkeypatch.setattr(ingest, "verdicts", lambda _rows: [{"what": "nothing", "found": 1.0}])
     monkeypatch.setattr(endurance, "journal_growth", lambda _directory: 2.0)
     out = tmp_path / "bench" / "ingest.json"

@@ -38,12 +38,17 @@ def room(tmp_path, monkeypatch):
     return tmp_path
 
 
+def paint_nothing(monkeypatch):
+    """Where nobody looks at the pictures: they take longer than the cells of a cost model."""
+    monkeypatch.setattr("hermes_iot.reporting.bench_plots.write_pictures", lambda *_: ([], ""))
+
+
 def benched(capsys, *words):
     code = main(["bench", *words])
     return code, *capsys.readouterr()
 
 
-def test_a_comparison_from_one_end_to_the_other(capsys, room):
+def test_a_comparison_from_one_end_to_the_other(capsys, room, monkeypatch):
     rows = ["--strategies", "bsp,hermes-plus,hermes-plus[shares.target_s=1]", "--seeds", "0,1"]
     code, out, err = benched(capsys, *SHORT, *rows, "--json")
     assert code == 0, err
@@ -62,6 +67,7 @@ def test_a_comparison_from_one_end_to_the_other(capsys, room):
         assert (folder / f"{one['name']}-{kind}.svg").stat().st_size > 1_000
 
     # The same again: nothing is run, and all is equal.
+    paint_nothing(monkeypatch)
     code, again, err = benched(capsys, *SHORT, *rows, "--json")
     assert (code, again) == (0, out)
     assert "12 of them finished before" in err
@@ -140,7 +146,8 @@ def test_what_cannot_be_is_refused_before_anything_is_run(capsys, room, words, e
     assert not (room / "bench").exists()
 
 
-def test_an_ablation_switches_one_part_off_at_a_time(capsys, room):
+def test_an_ablation_switches_one_part_off_at_a_time(capsys, room, monkeypatch):
+    paint_nothing(monkeypatch)
     words = [word for word in SHORT if word not in {"--jobs", "1"}]
     code, out, err = benched(capsys, *words, "--ablate", "--seeds", "0", "--json", "--jobs", "1")
     assert code == 0, err

@@ -14,6 +14,7 @@ import pytest
 from hermes_iot.cli import main, signals
 from hermes_iot.cli.connect import BrokerOptions
 from hermes_iot.config import RunConfig
+from hermes_iot.core.coordinator import CoordinatorSettings
 from hermes_iot.core.stopping import StopRules
 from hermes_iot.errors import HermesError, UsageError
 from hermes_iot.protocol.messages import CoordinatorStatus, RunManifest
@@ -69,6 +70,7 @@ def lead(mosquitto, fleet, room):
             run_dir=room / "run",
             bench=for_coordinator(config, data_dir=None),
             connect=over_mqtt(mosquitto),
+            settings=CoordinatorSettings(status_interval_s=0.2),
         )
 
     return lead
@@ -333,6 +335,16 @@ def loss(outputs, targets):
 """
 
 
+#: The command, which waits for the worker of a device that leaves for less long than three seconds.
+HASTY = """
+import runpy
+from hermes_iot.runtime import worker
+
+worker.LEAVE_S = 0.3
+runpy.run_module("hermes_iot", run_name="__main__", alter_sys=True)
+"""
+
+
 @pytest.mark.mosquitto
 def test_an_iteration_in_torch_that_would_take_minutes_does_not_spoil_the_exit_code(lead, mosquitto, fleet, room):
     (room / "task.py").write_text(LONG)
@@ -341,7 +353,7 @@ def test_an_iteration_in_torch_that_would_take_minutes_does_not_spoil_the_exit_c
     words = ["--broker", mosquitto, "--fleet", fleet, "--id", "pi-01", "--task", "task.py", "--state-dir", "state"]
     with running(coordinator):
         process = subprocess.Popen(
-            [sys.executable, "-m", "hermes_iot", "device", *words],
+            [sys.executable, "-c", HASTY, "device", *words],
             cwd=room,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "LONG": "1"},
             stdout=subprocess.PIPE,

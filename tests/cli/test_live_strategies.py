@@ -20,7 +20,7 @@ WORDS = {"hermes-plus": ("--set", "shares.target_s=0.2"), "bsp": ()}
 NAMES = ("pi-01", "pi-02")
 
 
-@pytest.fixture(params=WORDS)
+@pytest.fixture(params=["hermes-plus", pytest.param("bsp", marks=pytest.mark.slow)])
 def run(request, mosquitto, tmp_path, monkeypatch):
     """A finished run: strategy, directory, the coordinator's document, and each device's exit code."""
     for name in list(os.environ):

@@ -75,7 +75,7 @@ def test_every_delivery_twice():
 
 
 def test_retained_messages_in_any_order():
-    for seed in range(25):
+    for seed in range(12):
         chance = random.Random(seed)
         made = Fleet(settings=SETTINGS, chunk_bytes=100)
 
@@ -100,7 +100,7 @@ def test_a_channel_that_loses_everything_for_a_while(lost):
     made = fleet()
     made.run(5.0)
     made.fault = losing(lost)
-    made.run(40.0)
+    made.run(20.0)
     made.join("late")
     made.run(5.0)
     made.fault = lambda *_: 1

@@ -40,7 +40,7 @@ def shards_sent(made: Fleet, name: str) -> int:
 )
 def test_the_fleet_learns_with_few_updates(mode, sampling):
     made = fleet(manifest(data_mode=mode, sampling=sampling), strategy=Hermes(HermesConfig()))
-    made.run(25.0)
+    made.run(18.0)
     machine = made.leader.machine
     score = toy().score(machine.model, "test")
     assert score.accuracy >= 0.82  # one device with all the data reaches 0.85
@@ -84,7 +84,7 @@ def test_nobody_is_re_sized_while_somebody_there_was_not_measured():
 
 def test_a_size_reaches_its_end_and_stays_there():
     made = fleet(manifest())
-    made.run(45.0)
+    made.run(30.0)
     assert max(member.allocation.version for member in made.leader.machine.members.values()) <= 3
 
 
@@ -93,7 +93,7 @@ def test_a_size_reaches_its_end_and_stays_there():
 
 def test_kept_rows_of_live_devices_are_disjoint():
     made = fleet(manifest(sampling="kept"))
-    made.run(20.0)
+    made.run(10.0)
     held = [range(*one) for member in made.leader.machine.members.values() for one in member.allocation.rows]
     rows = [row for one in held for row in one]
     assert len(rows) == len(set(rows)) == sum(rows_of(m.allocation.rows) for m in made.leader.machine.members.values())
@@ -124,7 +124,7 @@ def test_local_rows_never_leave_and_cap_what_is_asked_for():
 
 def test_fresh_shards_go_round_while_training_goes_on():
     made = fleet(manifest(data_mode="shipped"))
-    made.run(30.0)
+    made.run(18.0)
     for name, node in made.devices.items():
         used = [job.shard for job in node.jobs]
         changes = sum(a != b for a, b in itertools.pairwise(used))
@@ -148,7 +148,7 @@ def test_kept_shards_are_shipped_once_and_found_in_the_cache_after_a_restart():
 
 def test_a_fleet_whose_shards_are_the_whole_set_does_not_talk_itself_to_death():
     made = fleet(manifest(data_mode="shipped"), settings=CoordinatorSettings(first=Sizing(samples=320, batch=32)))
-    made.run(30.0)
+    made.run(15.0)
     assert made.broker.published[TOPICS.down("d0", "alloc")] <= 3
     assert shards_sent(made, "d0") == 1
 
@@ -156,7 +156,7 @@ def test_a_fleet_whose_shards_are_the_whole_set_does_not_talk_itself_to_death():
 def test_two_shards_in_turn_cost_at_most_one_allocation_per_iteration_and_are_shipped_once():
     settings = CoordinatorSettings(first=Sizing(samples=160, batch=16))
     made = fleet(manifest(data_mode="shipped"), settings=settings, speeds={"d0": 0.02})
-    made.run(30.0)
+    made.run(15.0)
     node = made.devices["d0"]
     assert len({job.shard for job in node.jobs}) == 2
     assert made.broker.published[TOPICS.down("d0", "alloc")] <= node.trained + 5
@@ -182,14 +182,14 @@ def test_a_device_that_does_not_train_is_shipped_nothing(idle):
 @pytest.mark.parametrize("sampling", ["fresh", "kept"])
 def test_a_coordinator_that_comes_back_gives_shards_as_before(sampling):
     made = fleet(manifest(data_mode="shipped", sampling=sampling))
-    made.run(9.0)
-    for _ in range(3):
+    made.run(6.0)
+    for _ in range(2):
         made.leader.crash()
         made.run(1.0)
         made.lead()
         before = {name: node.trained for name, node in made.devices.items()}
         applied = {name: made.applied(name) for name in made.devices}
-        made.run(10.0)
+        made.run(7.0)
         for name, node in made.devices.items():
             assert node.trained > before[name] + 5
             assert made.applied(name) > applied[name]
@@ -277,8 +277,8 @@ def test_target_accuracy_ends_a_run_that_learns():
 
 def test_without_a_forced_push_the_papers_gate_falls_silent_on_kept_rows():
     made = fleet(manifest(sampling="kept"), strategy=Hermes(HermesConfig(gate=GateConfig(max_age=None))))
-    made.run(20.0)
+    made.run(14.0)
     silent = made.leader.machine.tally.applied
     forced = fleet(manifest(sampling="kept"), strategy=Hermes(HermesConfig(gate=GateConfig(max_age=10))))
-    forced.run(20.0)
+    forced.run(14.0)
     assert forced.leader.machine.tally.applied > silent

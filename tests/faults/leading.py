@@ -20,7 +20,7 @@ def leader(url: str, run_dir: Path, strategy: str, pushes: int, **options):
     return toy_coordinator(
         over_mqtt(url, session_expiry_s=3600, manual_ack=True),
         run_dir,
-        fleet=f"kills-{strategy}",
+        fleet=f"kills-{strategy}-{pushes}",
         config=config_of(strategy, pushes),
         settings=CoordinatorSettings(linger_s=2.0, resize_interval_s=0.05, checkpoint_interval_s=0.3),
         takeover=True,

@@ -38,8 +38,8 @@ def test_F07_half_an_update_is_never_applied_and_the_next_life_contributes(mosqu
         try:
             records.wait("merge", 1, device="pi-01")
             state, topic = watcher.topics.up("pi-01", "state"), watcher.topics.up("pi-01", "update")
-            proxy.change(bytes_per_s=40_000.0)
-            # From here on an update takes a second. What the kernel held of one when its sender died may be all the rest
+            proxy.change(bytes_per_s=80_000.0)
+            # From here on an update takes half a second. What the kernel held of one when its sender died may be all the rest
             # of it: then it was killed between two updates, and is killed again a little sooner or later.
             for more_bytes in (60_000, 50_000, 70_000, 55_000, 65_000):
                 there = len([one for one in watcher.all if one.topic == topic])

@@ -31,6 +31,25 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def test_F08_a_board_on_a_half_open_line_trains_on_and_is_back_when_the_line_is(mosquitto, tmp_path):
+    own = Records()
+    coordinator, records = led(over_mqtt(mosquitto), tmp_path, fleet="dead-line")
+    with Proxy(BrokerAddress.parse(mosquitto).port) as proxy:
+        connect = over_mqtt(proxy.url, keepalive_s=KEEPALIVE_S, backoff=BACKOFF, connect_timeout_s=1.0)
+        device = board(connect, tmp_path, "pi-01", fleet="dead-line", on_record=own)
+        with running(coordinator, device) as threads:
+            more_merges(records, "pi-01")
+            proxy.silence()
+            iterations = len(own.of("iteration"))
+            proxy.wait_for_connections(2, 2 * KEEPALIVE_S + BACKOFF.cap_s + 1.0)  # it noticed, and tries again
+            own.wait("iteration", iterations + 20)  # it went on training
+            proxy.heal()
+            more_merges(records, "pi-01")
+            assert [thread.error for thread in threads] == [None, None]
+    check(coordinator, records)
+
+
+@pytest.mark.slow
 def test_F08_a_half_open_line_is_noticed_on_both_sides_and_mends_itself(mosquitto, tmp_path, monkeypatch):
     monkeypatch.setattr(device_runtime, "WILL_DELAY_S", WILL_DELAY_S)
     own = Records()

@@ -10,7 +10,7 @@ from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.mosquitto
 
-FLAPS = 6
+FLAPS = 4
 
 
 def test_F09_presence_does_not_flap_with_the_link(mosquitto, tmp_path):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from functools import partial
 
 import pytest
 
 from benchmarks.exchange import NARROW, PACKET_BYTES_MAX, WIDTH, exchange, multiples, parameters
 from hermes_iot.core.stopping import StopRules
-from hermes_iot.protocol import codec
+from hermes_iot.protocol import codec, wire
 from hermes_iot.protocol.limits import Limits
 from hermes_iot.protocol.messages import Command, Request
 from hermes_iot.runtime.broker import MosquittoBroker
@@ -92,7 +93,11 @@ def test_F25_an_update_of_2_3_MB_arrives_in_chunks_and_nothing_oversize_is_ever_
 
 
 @pytest.mark.parametrize("channel", ["/up/pi-01/update", "/down/pi-01/model"])
-def test_F25_what_is_lost_on_the_way_through_a_real_broker_is_sent_again_and_nothing_else(tmp_path, channel):
+def test_F25_what_is_lost_on_the_way_through_a_real_broker_is_sent_again_and_nothing_else(
+    tmp_path, channel, monkeypatch
+):
+    # Asked for sooner than after two seconds, and still long after the last part that comes by itself.
+    monkeypatch.setattr(wire, "Limits", partial(Limits, resume_after_s=0.7))
     gone = [0, 7, 12]
     summary, heard, _ = led(tmp_path, lost=once(channel, gone))
     assert (summary["updates_applied"], summary["updates_rejected"]) == (2, 0)

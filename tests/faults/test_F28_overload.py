@@ -14,7 +14,7 @@ pytestmark = pytest.mark.mosquitto
 NAMES = ("pi-01", "pi-02", "pi-03")
 #: A device that goes on alone only after a while: what is measured is how much it says while nobody answers.
 PATIENT = replace(SOON, retry_s=0.2, retry_max_s=1.0, alone_after_s=0.2)
-UPDATES = 15
+UPDATES = 9
 
 
 def test_F28_a_coordinator_that_hears_nothing_for_a_while_loses_no_more_than_it_must(tmp_path):

@@ -325,7 +325,7 @@ def test_fuzz_a_field_of_any_value(kind):
     values = json_values if kind in JSON_KINDS else msgpack_values
     keys = st.sampled_from(sorted(mapping_of(kind))) | st.text(max_size=5) | names
 
-    @settings(steady, max_examples=150)
+    @settings(steady, max_examples=80)
     @given(st.dictionaries(keys, values, min_size=1, max_size=3))
     def fuzz(changes):
         survives(bent(kind, **changes), kind)
@@ -337,7 +337,7 @@ def test_fuzz_a_field_of_any_value(kind):
 def test_fuzz_any_bytes(kind):
     head = encode(sample(kind))
 
-    @settings(steady, max_examples=150)
+    @settings(steady, max_examples=80)
     @given(st.binary(max_size=200), st.integers(0, len(head)), st.integers(0, len(head)))
     def fuzz(noise, stop, start):
         survives(noise, kind)

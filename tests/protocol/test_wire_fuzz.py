@@ -42,7 +42,7 @@ def hear(topic, payload):
     assert result is None or type(result.message) in KINDS
 
 
-@settings(steady, max_examples=500)
+@settings(steady, max_examples=300)
 @given(st.sampled_from(ALL_TOPICS), st.binary(max_size=400))
 def test_fuzz_any_bytes_on_any_topic(topic, payload):
     hear(topic, payload)
@@ -57,7 +57,7 @@ def test_fuzz_valid_packets_cut_flipped_and_spliced(kind):
         if kind in TENSOR_KINDS or n > 64
     ]
 
-    @settings(steady, max_examples=150)
+    @settings(steady, max_examples=80)
     @given(st.sampled_from(packets), st.data())
     def fuzz(packet, data):
         payload = bytearray(packet.payload)
@@ -76,7 +76,7 @@ def test_fuzz_whole_messages_of_any_fields_inside_correct_chunks(kind):
     scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary()
     keys = st.sampled_from(sorted(mapping_of(kind))) | st.text(max_size=5)
 
-    @settings(steady, max_examples=200)
+    @settings(steady, max_examples=100)
     @given(st.dictionaries(keys, scalars | json_values, min_size=1, max_size=4), st.binary(max_size=3))
     def fuzz(changes, tail):
         whole = msgpack.packb(mapping_of(kind) | changes, default=str) + tail
@@ -122,7 +122,7 @@ def test_fuzz_no_claim_makes_a_wire_that_knows_its_run_hold_more_than_its_model(
     assert wire.half_received.reserved_bytes < LONGEST_BODY_BYTES + 3 * 4096
 
 
-@settings(steady, max_examples=300)
+@settings(steady, max_examples=150)
 @given(st.sampled_from(ALL_TOPICS), json_values)
 def test_fuzz_any_json_on_any_topic(topic, value):
     hear(topic, json.dumps(value).encode())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hermes_iot.core.coordinator import CoordinatorSettings
+from hermes_iot.core.device import DeviceSettings
 from hermes_iot.core.effects import Remember
 from hermes_iot.core.stopping import StopRules
 from hermes_iot.errors import AccessDenied, IdConflict, Incompatible, StorageError, UsageError
@@ -388,6 +389,8 @@ def connect(request, broker):
 
 
 QUICK = CoordinatorSettings(status_interval_s=0.1, linger_s=2.0)
+#: An answer that was to be given while the two wrestled for the session is lost, and asked for again.
+ASKS_AGAIN = DeviceSettings(once=False, state_interval_s=0.05, retry_s=0.3, retry_max_s=1.0)
 
 
 def test_the_second_coordinator_is_refused_and_the_first_does_not_notice(connect, tmp_path, request):
@@ -412,7 +415,7 @@ def test_taking_over_pushes_the_first_out_and_the_second_goes_on(connect, tmp_pa
     fleet, before, after = f"over-{request.node.callspec.id}", Records(), Records()
     config = toy_config(rules=ENDLESS)
     first = toy_coordinator(connect, tmp_path / "one", fleet=fleet, config=config, settings=QUICK, on_record=before)
-    device = toy_device(connect, tmp_path, "pi-01", fleet=fleet, once=False)
+    device = toy_device(connect, tmp_path, "pi-01", fleet=fleet, settings=ASKS_AGAIN)
     with running(first, device) as (one, _):
         before.wait("merge", 2)
         second = toy_coordinator(

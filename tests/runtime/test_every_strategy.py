@@ -14,7 +14,7 @@ from hermes_iot.transport.memory import MemoryBroker
 from tests.support.fleet import Records, in_memory, over_mqtt, running, toy_config, toy_coordinator, toy_device
 
 DEVICES = ("pi-01", "pi-02", "pi-03")
-PUSHES = 42
+PUSHES = 24
 FATES = ("applied", "duplicate", "stale", "rejected")
 #: Iterations as short as a toy's others, instead of two seconds.
 CONSTANTS = {"hermes-plus": {"shares": {"target_s": 0.02}}}

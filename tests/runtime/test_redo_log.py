@@ -99,7 +99,7 @@ def test_a_record_of_something_else_names_its_place_and_the_remedy(tmp_path):
 def test_a_coordinator_that_dies_at_any_instant_comes_back_with_the_model_it_had(strategy, tmp_path):
     """The run's directory as it is at this or that moment is what a SIGKILL then would leave."""
     connect, records, models, copies = in_memory(), Records(), {}, []
-    config = toy_config(strategy=strategy, constants=CONSTANTS.get(strategy, {}), rules=StopRules(max_pushes=60))
+    config = toy_config(strategy=strategy, constants=CONSTANTS.get(strategy, {}), rules=StopRules(max_pushes=45))
 
     def observe(event, fields):
         records(event, fields)

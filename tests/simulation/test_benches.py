@@ -28,11 +28,17 @@ TASK = """
 """
 
 
-@pytest.fixture
-def config(tmp_path):
-    path = tmp_path / "task.py"
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("task") / "task.py"
     path.write_text(textwrap.dedent(TASK))
     return RunConfig(task=str(path), rules=StopRules())
+
+
+@pytest.fixture(scope="module")
+def shipped(config):
+    """A run whose rows came with their allocations."""
+    return run(replace(config, data_mode="shipped"))
 
 
 def run(config):
@@ -41,15 +47,14 @@ def run(config):
 
 
 @pytest.mark.parametrize("mode", ["indexed", "shipped", "local"])
-def test_a_torch_task_learns_in_every_data_mode(config, mode):
-    outcome = run(replace(config, data_mode=mode))
+def test_a_torch_task_learns_in_every_data_mode(config, shipped, mode):
+    outcome = shipped if mode == "shipped" else run(replace(config, data_mode=mode))
     assert outcome.curve[-1].loss < 0.8 * outcome.curve[0].loss
     assert (outcome.summary["links"]["down"]["data"] > 0) == (mode == "shipped")
 
 
-def test_runs_with_shipped_rows_repeat_bit_for_bit(config):
-    one, two = run(replace(config, data_mode="shipped")), run(replace(config, data_mode="shipped"))
-    assert one.log_sha256 == two.log_sha256
+def test_runs_with_shipped_rows_repeat_bit_for_bit(config, shipped):
+    assert run(replace(config, data_mode="shipped")).log_sha256 == shipped.log_sha256
 
 
 @pytest.mark.parametrize(("boards", "parts"), [(4, [60] * 4), (7, [35, 35, 34, 34, 34, 34, 34])])
@@ -119,7 +124,7 @@ def test_the_seed_makes_the_split(config):
 def test_a_fleet_of_unlike_boards_learns_in_every_regime(config, strategy, sampling):
     equipment, parts = skewed(config, 0.3, strategy=strategy, sampling=sampling)
     chosen = replace(config, data_mode="local", strategy=strategy, sampling=sampling)
-    outcome = toy_run(config=chosen, bench=equipment.bench, trainer_of=equipment.trainer_of, virtual_s=20)
+    outcome = toy_run(config=chosen, bench=equipment.bench, trainer_of=equipment.trainer_of, virtual_s=12)
     assert outcome.curve[-1].loss < 0.8 * outcome.curve[0].loss
     assert outcome.summary["links"]["down"]["data"] == 0
     used = {name: row["samples"] for name, row in devices(outcome).items()}
@@ -145,6 +150,5 @@ def test_a_shard_nobody_encoded_is_not_found():
         Shards(lambda _ranges: b"").arrays("0" * 64)
 
 
-def test_every_iteration_brings_the_next_rows(config):
-    outcome = run(replace(config, data_mode="shipped"))
-    assert {row["allocations"] > 1 for row in devices(outcome).values()} == {True}
+def test_every_iteration_brings_the_next_rows(shipped):
+    assert {row["allocations"] > 1 for row in devices(shipped).values()} == {True}

@@ -33,7 +33,7 @@ def load_data():
 
 @pytest.fixture
 def learnt(tmp_path):
-    """Loss on the test rows after 20 virtual seconds of hermes-plus."""
+    """Loss on the test rows after 10 virtual seconds of hermes-plus."""
     (tmp_path / "normalised.py").write_text(TASK)
 
     def run(codec, fine):
@@ -45,7 +45,7 @@ def learnt(tmp_path):
             link=LINK,
             bench=equipment.bench,
             trainer_of=equipment.trainer_of,
-            until=SimLimits(virtual_s=20.0),
+            until=SimLimits(virtual_s=10.0),
         )
         return outcome.summary["loss"]
 

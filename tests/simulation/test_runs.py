@@ -21,7 +21,7 @@ from hermes_iot.runtime.simulation.profiles import Availability, Battery, FleetP
 from hermes_iot.runtime.simulation.shelf import Shards
 from hermes_iot.training.shards import encode_shard
 from hermes_iot.training.toy import ToyTrainer
-from tests.simulation.fleets import FOUR, devices, toy_run
+from tests.simulation.fleets import FOUR, devices, four_for_half_a_minute, toy_run
 from tests.support.fleet import toy_bench, toy_config
 
 ROOT = Path(__file__).parents[2]
@@ -56,16 +56,23 @@ def test_one_seed_makes_one_run_whatever_the_hash_seed():
     """Two processes that number their strings differently."""
     code = (
         "import json; from tests.simulation.fleets import *; from tests.simulation.test_runs import CHURN;"
-        "out = toy_run(CHURN, link=LinkProfile(up_mbit=1, down_mbit=2, latency_s=.05, loss=.02, notice_s=2));"
+        "out = toy_run(CHURN, virtual_s=15, link=LinkProfile(up_mbit=1, down_mbit=2, latency_s=.05, loss=.02, notice_s=2));"
         "print(out.log_sha256); print(json.dumps(out.document()))"
     )
 
-    def said(hash_seed):
+    def saying(hash_seed):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", code]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+        return subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        )
 
-    one, other = said("1"), said("2")
+    processes = [saying("1"), saying("2")]
+    try:
+        one, other = (process.communicate()[0] for process in processes)
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0]
     assert len(one) > 5_000
     assert one == other
 
@@ -80,7 +87,7 @@ def test_another_seed_makes_another_run():
 
 
 def test_a_fleet_of_four_learns():
-    outcome = toy_run()
+    outcome = four_for_half_a_minute()
     first, last = outcome.curve[0], outcome.curve[-1]
     assert first.version == 0
     assert first.loss > 1.3  # four classes, guessed: ln 4 = 1.39
@@ -97,8 +104,8 @@ def test_a_fleet_of_four_learns():
 
 
 def test_every_update_received_met_its_end():
-    for fleet in (FOUR, CHURN):
-        summary = toy_run(fleet).summary
+    for outcome in (four_for_half_a_minute(), toy_run(CHURN, virtual_s=20)):
+        summary = outcome.summary
         fates = sum(summary[f"updates_{fate}"] for fate in ("applied", "duplicate", "stale", "rejected"))
         assert summary["updates_received"] == fates > 0
 
@@ -123,7 +130,7 @@ def carried(monkeypatch):
 
 
 def test_bytes_counted_are_the_sums_of_packet_payloads(carried):
-    outcome = toy_run(CHURN)
+    outcome = toy_run(CHURN, virtual_s=20)
     links = outcome.summary["links"]
     assert {way: sum(links[way].values()) for way in ("up", "down")} == carried
     each = [row["link"] for row in outcome.summary["devices"]]
@@ -135,7 +142,7 @@ def test_bytes_counted_are_the_sums_of_packet_payloads(carried):
 
 def test_the_coordinator_and_the_links_count_the_same_upload():
     """Nothing is lost without a power cut; what is still under way at the end is a state or two."""
-    outcome = toy_run()
+    outcome = four_for_half_a_minute()
     assert outcome.summary["bytes_by_kind"]["up"] == {
         kind: count for kind, count in outcome.summary["links"]["up"].items() if count
     }
@@ -164,7 +171,7 @@ def test_shipped_rows_cost_bytes_and_time_and_are_trained_on():
     shards = Shards(shard_of)
     trainer = ToyTrainer(seed=config.seed, shards=shards.arrays)
     shipped = toy_run(config=config, bench=replace(bench, shard_of=shards.encode), trainer_of=lambda _number: trainer)
-    held = toy_run()
+    held = four_for_half_a_minute()
     assert shipped.summary["links"]["down"]["data"] > 100_000
     assert held.summary["links"]["down"]["data"] == 0
     assert shipped.curve[-1].bytes_data == shipped.summary["links"]["down"]["data"]
@@ -233,16 +240,16 @@ def test_a_board_that_crashes_leaves_its_will_and_the_run_goes_on():
         if event == "left":
             left.append((fields["device"], fields["reason"], fields["elapsed_s"]))
 
-    outcome = toy_run(fleet, virtual_s=60, observe=observe)
+    outcome = toy_run(fleet, virtual_s=40, observe=observe)
     # 1 s until the broker notices, 15 s of the will's delay.
     assert left == [("doomed-1", "connection lost", pytest.approx(5 + 1 + 15, abs=0.1))]
-    assert outcome.timeline["doomed-1"][-1] == [5.0, pytest.approx(60, abs=6), "off"]
+    assert outcome.timeline["doomed-1"][-1] == [5.0, pytest.approx(40, abs=6), "off"]
     after = [point for point in outcome.curve if point.t_s > 25]
     assert after[-1].pushes > after[0].pushes + 10
 
 
 def test_boards_come_and_go_and_are_given_their_work_again():
-    outcome = toy_run(CHURN, virtual_s=60)
+    outcome = toy_run(CHURN, virtual_s=45)
     rows = devices(outcome)
     assert rows["flaky-1"]["sessions"] > 2
     assert rows["steady-1"]["sessions"] == 1

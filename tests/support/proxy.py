@@ -72,12 +72,15 @@ class Proxy:
     Attributes:
         carried: bytes that arrived, by direction.
         connections: how many there were.
+        silent_s_max: the longest pause between two arrivals, by direction.
     """
 
     def __init__(self, target_port: int, *, line: Line | None = None) -> None:
         self.port = 0
         self.carried: Counter[str] = Counter()
         self.connections = 0
+        self.silent_s_max: dict[str, float] = {"up": 0.0, "down": 0.0}
+        self._arrived_at: dict[str, float] = {}
         self._target_port = target_port
         self._line = line or Line()
         self._free_at: dict[str, float] = {"up": 0.0, "down": 0.0}
@@ -141,6 +144,12 @@ class Proxy:
             came = self._arrived.wait_for(lambda: self.carried[direction] >= count, timeout_s)
         assert came, f"{self.carried[direction]} of {count} bytes went {direction}"
 
+    def wait_for_connections(self, count: int, timeout_s: float = 2 * _PATIENCE_S) -> None:
+        """Until so many were taken in all."""
+        with self._arrived:
+            came = self._arrived.wait_for(lambda: self.connections >= count, timeout_s)
+        assert came, f"{self.connections} of {count} connections were made"
+
     def close(self) -> None:
         """Reset everything and end."""
         if self._thread.is_alive():
@@ -196,7 +205,9 @@ class Proxy:
             if self._line.refuses:
                 pair.reset()
                 return
-            self.connections += 1
+            with self._arrived:
+                self.connections += 1
+                self._arrived.notify_all()
             self._pairs.add(pair)
             if self._line.silent:
                 pair.torn = True
@@ -267,6 +278,10 @@ class Proxy:
             writer.write(piece)
             await writer.drain()
             with self._arrived:
+                now = time.monotonic()
+                pause_s = now - self._arrived_at.get(direction, now)
+                self.silent_s_max[direction] = max(self.silent_s_max[direction], pause_s)
+                self._arrived_at[direction] = now
                 self.carried[direction] += len(piece)
                 self._arrived.notify_all()
 

@@ -55,6 +55,11 @@ def installed(monkeypatch, tmp_path):
     sys.modules.pop("shop_task_package", None)
 
 
+def test_the_names_of_tasks_are_known_without_torch():
+    code = "import sys, hermes_iot.training.tasks as tasks; sys.exit(not tasks.task_names() or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
 class TestBuiltIn:
     def test_names_are_known_without_loading_anything_heavy(self):
         code = (

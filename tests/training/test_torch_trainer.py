@@ -1,6 +1,4 @@
 import math
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -305,17 +303,6 @@ class TestTraining:
         assert trained.loss > 100
         assert np.abs(trained.params - trainer.initial(0)).max() < 1.0
         assert trainer.score(trained.params, "test").accuracy == pytest.approx(0.25)
-
-    def test_plain_sgd_does_not_load_torchs_compiler(self):
-        code = (
-            "import sys; from hermes_iot.training.tasks import resolve; assert 'torch' not in sys.modules;"
-            "from hermes_iot.training.torch_trainer import TorchTrainer; from hermes_iot.domain import TrainJob;"
-            "task = resolve('digits'); trainer = TorchTrainer(task, task.load_data(), seed=1);"
-            "trainer.train(TrainJob(start=trainer.initial(0), samples=50, batch=8, epochs=1, learning_rate=.1,"
-            "sampling='fresh', gate_split='fresh', rows=(), shard='', key=(1,), slice_key=(1,)));"
-            "assert 'torch._dynamo' not in sys.modules"
-        )
-        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def surprise(params, x, y):

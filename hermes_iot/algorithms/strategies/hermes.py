@@ -108,14 +108,14 @@ class Hermes(BaseStrategy[DeviceHalf, CoordinatorHalf]):
 
     def adopted(self, state: DeviceHalf, received: Params, *, iterations: int) -> DeviceHalf:  # noqa: ARG002
         """A new course begins there."""
-        return replace(state, counted=None)
+        return state if state.counted is None else replace(state, counted=None)
 
     def observe(self, state: DeviceHalf, trained: Trained, origin: Params) -> tuple[DeviceHalf, Decision]:  # noqa: ARG002
         """The loss gate. Divergence sends the device back to the model received: a new course too."""
         gate, verdict = observe(state.gate, trained.loss, self.config.gate)
         decision = Decision(push=verdict.fire, why=verdict.reason, z=verdict.z, threshold=verdict.threshold)
         counted = state.counted if math.isfinite(trained.loss) else None
-        return replace(state, gate=gate, counted=counted), decision
+        return DeviceHalf(gate=gate, moved=state.moved, counted=counted), decision
 
     def contribution(self, state: DeviceHalf, *, base: Params, params: Params) -> tuple[DeviceHalf, Params]:
         """What `pushed` says. A difference or a sum may overflow to infinity; whoever asked looks."""

@@ -200,8 +200,9 @@ class SimulatedBoard:
         if machine is None:
             return
         now = self._world.clock.now
-        self._link.expire(now=now)
-        self._perform(machine, machine.stalled(self._link.gaps(now=now)))
+        if self._link.next_deadline() is not None:  # something is half received
+            self._link.expire(now=now)
+            self._perform(machine, machine.stalled(self._link.gaps(now=now)))
         self._perform(machine, machine.expire(now=now))
         self._rest(machine)
 
@@ -255,6 +256,11 @@ class SimulatedBoard:
                     machine.carried(up=self._link.resend(effect))
                 case Train(job=job):
                     self._train(machine, job)
+                case Record(event="iteration", fields=fields):
+                    if self._world.gates is not None:
+                        self._world.gates.iterated(self.name, machine.memory.session, fields)
+                case StoreMemory():
+                    self._memory = effect
                 case Prepare(manifest=manifest):
                     self._link.use_chunks_of(manifest.chunk_bytes)
                     ready_s = self._world.clock.now + self.group.prepare_s
@@ -269,11 +275,6 @@ class SimulatedBoard:
                 case StoreShard(sha256=sha256, body=body):
                     self._card.put(sha256, len(body))
                     self._perform(machine, machine.shard_found(sha256, found=True, now=self._world.clock.now))
-                case StoreMemory():
-                    self._memory = effect
-                case Record(event="iteration", fields=fields):
-                    if self._world.gates is not None:
-                        self._world.gates.iterated(self.name, machine.memory.session, fields)
                 case Rebirth():
                     self._be_reborn(machine)
                 case Quit():

@@ -93,8 +93,10 @@ class SimulatedCoordinator:
         held, self._held = self._held, []
         for effect in held:
             self._link.perform(effect)
-        deadlines = (self.machine.next_deadline(), self._link.next_deadline())
-        self._timer.set(min((one for one in deadlines if one is not None), default=None))
+        deadline, transfer = self.machine.next_deadline(), self._link.next_deadline()
+        if deadline is None or (transfer is not None and transfer < deadline):
+            deadline = transfer
+        self._timer.set(deadline)
 
     # --- effects --------------------------------------------------------------------------------------------------
 

@@ -56,14 +56,15 @@ class VirtualClock:
         """Go on to the next call and make it; False when there is none."""
         if not self._moments:
             return False
-        self.now = self._moments[0]
-        calls = self._calls[self.now]
-        call = calls[self._made]
-        self._made += 1
-        if self._made == len(calls):  # what is asked for now from here on makes a moment anew, behind this last call
-            self._made = 0
-            del self._calls[self.now]
+        self.now = now = self._moments[0]
+        calls, made = self._calls[now], self._made
+        call = calls[made]
+        made += 1
+        if made == len(calls):  # what is asked for now from here on makes a moment anew, behind this last call
+            made = 0
+            del self._calls[now]
             heapq.heappop(self._moments)
+        self._made = made
         self.handled += 1
         call()
         return True

@@ -194,7 +194,7 @@ def played(name, happenings):
 
 
 @pytest.mark.parametrize("name", BASELINES)
-@settings(derandomize=True, deadline=None, max_examples=150)
+@settings(derandomize=True, deadline=None, max_examples=80)
 @given(happenings=events)
 def test_whatever_happens_somebody_who_is_there_can_go_on(name, happenings):
     for play in played(name, happenings):
@@ -202,7 +202,7 @@ def test_whatever_happens_somebody_who_is_there_can_go_on(name, happenings):
 
 
 @pytest.mark.parametrize("name", [*BARRIERS, "ssp"])
-@settings(derandomize=True, deadline=None, max_examples=150)
+@settings(derandomize=True, deadline=None, max_examples=80)
 @given(happenings=events)
 def test_who_waits_is_answered_once_everybody_there_has_pushed(name, happenings):
     *_, play = played(name, happenings)
@@ -217,7 +217,7 @@ def test_who_waits_is_answered_once_everybody_there_has_pushed(name, happenings)
     assert waiting <= answered
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
+@settings(derandomize=True, deadline=None, max_examples=80)
 @given(happenings=events)
 def test_at_a_selsync_barrier_everybody_awaited_was_summoned(happenings):
     for play in played("selsync", happenings):
@@ -234,7 +234,7 @@ def test_who_waits_for_nobody_is_answered_at_once(name, happenings):
         assert not play.waiting
 
 
-@settings(derandomize=True, deadline=None, max_examples=100)
+@settings(derandomize=True, deadline=None, max_examples=60)
 @given(happenings=events)
 def test_in_fedavg_everybody_who_stays_is_drawn_some_day(happenings):
     *_, play = played("fedavg", happenings)
