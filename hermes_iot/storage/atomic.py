@@ -312,7 +312,10 @@ def move_aside(path: Path) -> Path:
 
 
 def sweep(directory: Path, name: str | None = None) -> None:
-    """Remove what killed writers left. Only for the owner of the directory, or of the file `name` in it.
+    """Remove what killed writers left, and make safe what they renamed: one that was killed before the directory's fsync
+    has left a new file that a power cut would take back, after it was believed.
+
+    Only for the owner of the directory, or of the file `name` in it.
 
     Raises:
         StorageError: the directory cannot be read or written.
@@ -322,6 +325,7 @@ def sweep(directory: Path, name: str | None = None) -> None:
             leftover = _TEMPORARY.fullmatch(entry)
             if leftover and name in (None, leftover[1]):
                 disk().unlink(directory / entry)
+        sync_directory(directory)
     except FileNotFoundError:
         return
     except OSError as error:

@@ -234,7 +234,9 @@ class Journal:
             self._descriptor = disk().open(path, os.O_WRONLY | os.O_APPEND)
             if end < length:
                 disk().truncate(self._descriptor, end)
-                disk().sync(self._descriptor)
+            # What is found was written, not always made safe: neither the records nor the segment's name.
+            disk().sync(self._descriptor)
+            atomic.sync_directory(self._directory)
         except OSError as error:
             raise atomic.storage_error(
                 error, f"cannot open the journal in {self._directory}", self._directory

@@ -1,5 +1,6 @@
 """A journal holds every synced record after any crash, and never passes off a shorter one as whole."""
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -8,11 +9,13 @@ import tempfile
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hermes_iot.errors import StorageError
+from hermes_iot.runtime.simulation.fake_disk import FakeDisk
 from hermes_iot.storage import journal as module
 from hermes_iot.storage.atomic import Damaged, DiskFull
 from hermes_iot.storage.disk import Disk, using
@@ -241,6 +244,39 @@ def test_a_full_disk_loses_nothing_and_the_next_try_writes_it(tmp_path, monkeypa
     monkeypatch.setattr(module.os, "writev", real)
     journal.sync()
     assert payloads(tmp_path) == [*[b"before"][:before], b"during" * 10]
+
+
+@pytest.mark.parametrize("dies_at", range(5))
+def test_what_was_found_and_not_made_safe_by_the_one_before_is_made_safe(dies_at):
+    """Killed between a segment's creation and its directory's fsync: the next process appends, syncs, and power goes."""
+    left = [None]
+
+    def count():
+        if left[0] is not None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+
+    one = FakeDisk(np.random.default_rng(0), on_operation=count)
+    with using(one):
+        journal = Journal(Path("/run"))
+        journal.append(b"first")
+        journal.sync()
+        journal.roll()
+        left[0] = dies_at
+        journal.append(b"second")
+        with contextlib.suppress(KeyboardInterrupt):
+            journal.sync()
+        left[0] = None
+        one.killed()
+        journal = Journal(Path("/run"))
+        for number in range(3):
+            journal.append(b"acknowledged %d" % number)
+            journal.sync()
+        synced = list(journal.read())
+        one.power_cut(torn=False)
+        assert list(Journal(Path("/run")).read()) == synced
+        assert len(synced) >= 4
 
 
 class Watched(Disk):

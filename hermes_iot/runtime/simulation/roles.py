@@ -40,6 +40,7 @@ class CoordinatorProcess(Process):
     Attributes:
         topics: of the fleet.
         runner: of its present life; None while it is down.
+        torn_tails: lives that began with a journal whose last write was cut short.
     """
 
     runner: _Watched | None = None
@@ -58,6 +59,7 @@ class CoordinatorProcess(Process):
     ) -> None:
         super().__init__(name, **place)
         self.topics = topics
+        self.torn_tails = 0
         self._run_id = run
         self._config, self._bench, self._settings = config, bench, settings
         self._one_each = one_each
@@ -82,6 +84,7 @@ class CoordinatorProcess(Process):
             session=f"{self.life:016x}",
             clock=self.clock,
         )
+        self.torn_tails += self.runner.run_dir.journal.torn_bytes > 0
         self._audit.led(self.runner.machine)
         self.runner.start()
 
