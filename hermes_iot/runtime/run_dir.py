@@ -74,6 +74,8 @@ class RunDir:
         self.registry = Registry(path / "registry.json")
         self.checkpoints = CheckpointStore(path / "checkpoints")
         try:
+            if self.checkpoints.versions and not segments(path / "journal"):
+                raise _lost(path)
             self.journal = Journal(path / "journal")
         except BaseException:
             self.registry.close()
@@ -140,7 +142,7 @@ class RunDir:
             allocations = {
                 device: _allocation_of(run, row) for device, row in self.registry.allocations_of(run).items()
             }
-            first = int(found.metadata.get("journal", 0))  # an older version kept none: what is in it came after
+            first = int(found.metadata["journal"])
             scalars = dict(found.metadata["scalars"])
         except (ProtocolError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise StorageError(
@@ -150,11 +152,6 @@ class RunDir:
             ) from error
         for skipped in found.skipped:
             log.warning("passed over: %s", skipped)
-        if first and not segments(self.path / "journal"):
-            # Moved away by a person, as the words for a damaged one say: new entries must come behind the checkpoint.
-            log.warning("there is no journal in %s: what was decided after the checkpoint is forgotten", self.path)
-            self.journal.close()
-            self.journal = Journal(self.path / "journal", first=first)
         return Restored(
             version=found.version,
             arrays=found.arrays,
@@ -236,6 +233,16 @@ class RunDir:
         """Give the lock back."""
         self.journal.close()
         self.registry.close()
+
+
+def _lost(path: Path) -> StorageError:
+    """A journal's first segment is on disk before there is a checkpoint: where it is not, it was taken away."""
+    return StorageError(
+        f"the journal in {path} is missing",
+        why="there are checkpoints, and what was decided after them was in it",
+        mend=f"Put {path / 'journal'} back, or go on from the newest checkpoint alone:"
+        f" hermes-iot repair {path} --forget-journal --yes",
+    )
 
 
 def _allocation_of(run: str, row: AllocationRecord) -> Allocation:
