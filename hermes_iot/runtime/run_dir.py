@@ -74,8 +74,7 @@ class RunDir:
         self.registry = Registry(path / "registry.json")
         self.checkpoints = CheckpointStore(path / "checkpoints")
         try:
-            if self.checkpoints.versions and not segments(path / "journal"):
-                raise _lost(path)
+            self._miss_no_journal()
             self.journal = Journal(path / "journal")
         except BaseException:
             self.registry.close()
@@ -83,6 +82,16 @@ class RunDir:
         if self.journal.torn_bytes:
             log.warning("cut %d bytes off the journal in %s: they were never whole", self.journal.torn_bytes, path)
         self._newest: tuple[int, int] | None = None  # the checkpoint written here last, and the first entry after it
+
+    def _miss_no_journal(self) -> None:
+        """A journal's first segment is on disk before there is a checkpoint: where it is not, it was taken away."""
+        if self.checkpoints.versions and not segments(self.path / "journal"):
+            raise StorageError(
+                f"the journal in {self.path} is missing",
+                why="there are checkpoints, and what was decided after them was in it",
+                mend=f"Put {self.path / 'journal'} back, or go on from the newest checkpoint alone:"
+                f" hermes-iot repair {self.path} --forget-journal --yes",
+            )
 
     def unfinished(self, fleet: str, config: RunConfig) -> str | None:
         """The id of the run in here that has not ended; None in a fresh directory.
@@ -233,16 +242,6 @@ class RunDir:
         """Give the lock back."""
         self.journal.close()
         self.registry.close()
-
-
-def _lost(path: Path) -> StorageError:
-    """A journal's first segment is on disk before there is a checkpoint: where it is not, it was taken away."""
-    return StorageError(
-        f"the journal in {path} is missing",
-        why="there are checkpoints, and what was decided after them was in it",
-        mend=f"Put {path / 'journal'} back, or go on from the newest checkpoint alone:"
-        f" hermes-iot repair {path} --forget-journal --yes",
-    )
 
 
 def _allocation_of(run: str, row: AllocationRecord) -> Allocation:

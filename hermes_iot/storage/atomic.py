@@ -328,10 +328,10 @@ def move_aside(path: Path) -> Path:
 
 
 def sweep(directory: Path, name: str | None = None) -> None:
-    """Remove what killed writers left, and make safe what they renamed: one that was killed before the directory's fsync
-    has left a new file that a power cut would take back, after it was believed.
+    """Remove what killed writers left, and make safe what they renamed.
 
-    Only for the owner of the directory, or of the file `name` in it.
+    One that was killed before the directory's fsync has left a new file that a power cut would take back, after it was
+    believed. Only for the owner of the directory, or of the file `name` in it.
 
     Raises:
         StorageError: the directory cannot be read or written.

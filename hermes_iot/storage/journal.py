@@ -4,7 +4,7 @@ A journal is a directory of segments, ``journal-<index of its first record>.log`
 
     16 bytes   b"HERMESJ" + format, index of the first record (8 bytes)
     records    length (4), CRC-32 over index and payload (4), index (8), payload
-    marks      b"\\xff\\xff\\xff\\xffSAFE", an index (8), CRC-32 over both (4): records below it were synced
+    marks      four bytes 0xff, b"SAFE", an index (8), CRC-32 over index and word (4): records below it were synced
 
 all little endian, a mark behind every group of records.
 
@@ -405,9 +405,7 @@ def scan(directory: Path, first: int, *, until: int | None = None) -> Scan:
             pieces.append((begin, index, start, end))
         torn = end < len(data) and index >= safe_below
         found = _following(data, end, index, until=safe_below) if end < len(data) else None
-    return Scan(
-        first=first, sound=sound, pieces=tuple(pieces), length=len(data), torn=torn, safe_below=safe_below
-    )
+    return Scan(first=first, sound=sound, pieces=tuple(pieces), length=len(data), torn=torn, safe_below=safe_below)
 
 
 def payloads(directory: Path, found: Scan) -> Iterator[tuple[int, bytes]]:

@@ -292,7 +292,7 @@ def test_F18_a_last_record_that_was_safe_is_no_torn_tail(left, tmp_path, capsys,
 def test_F18_a_journal_that_is_gone_is_missed_and_begun_anew(left, tmp_path, capsys):
     run = _copied(left.directory, tmp_path / "run")
     shutil.rmtree(run / "journal")
-    with pytest.raises(StorageError, match="the journal in .* is missing"):
+    with pytest.raises(StorageError, match=r"the journal in .* is missing"):
         resumed(run)
     code, told, _ = run_repair(capsys, run)
     assert (code, told["healthy"]) == (8, False)

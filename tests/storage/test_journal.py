@@ -347,7 +347,7 @@ def test_a_group_is_safe_where_only_its_mark_finds_no_room(tmp_path):
     assert newest(tmp_path).stat().st_size == 16 + (16 + 5) + (16 + 6) + 20
 
 
-def test_a_journal_is_there_from_its_beginning_on(tmp_path):
+def test_a_journal_is_there_from_its_beginning_on():
     one = FakeDisk(np.random.default_rng(0))
     with using(one):
         Journal(Path("/run/journal"), first=4)

@@ -127,7 +127,9 @@ def _steps(directory: Path, scans: list[Scan], kept: tuple[int, int]) -> list[St
     """A stretch's new beginning first, then its end, then what lies outside, the newest first."""
     heads, ends, outside = [], [], []
     anew = kept[0] if kept[0] == kept[1] else -1
-    if anew >= 0 and not any(one.first == anew and one.sound and one.length == one.end and not one.pieces for one in scans):
+    if anew >= 0 and not any(
+        one.first == anew and one.sound and one.length == one.end and not one.pieces for one in scans
+    ):
         heads.append(Step(words=f"begin the journal anew at record {anew}", take=partial(_begin, directory, anew)))
     for one in scans:
         path, name = journal.path_of(directory, one.first), f"journal/{journal.path_of(Path(), one.first).name}"

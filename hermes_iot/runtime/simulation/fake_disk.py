@@ -25,7 +25,6 @@ import numpy as np
 
 from hermes_iot.storage.disk import Disk, Piece
 
-
 #: What is written or not as a whole: a sector, as what is written here is small.
 _BLOCK: Final = 512
 #: Of a file's unsynced blocks, so many are missing where they are not written in order.
