@@ -67,6 +67,8 @@ START_BYTES: Final = _START.size
 _HEAD: Final = struct.Struct("<IIQ")
 _SAFE: Final = b"\xff\xff\xff\xffSAFE"  # no record is so long
 _MARK: Final = struct.Struct("<8sQI")
+#: Of a mark: a tail that is not longer may have cost nothing else.
+MARK_BYTES: Final = _MARK.size
 _NAME: Final = re.compile(r"journal-([0-9]{12})\.log")
 #: So many indices from a broken record's own on are looked for behind it.
 _SEARCH_INDICES: Final = 64
@@ -255,7 +257,7 @@ class Journal:
         disk().sync(self._descriptor)
         atomic.sync_directory(self._directory)
         self._length = end
-        if index > newest and _mark_at(data, end - _MARK.size) != index:
+        if index > newest and _mark_at(data, end - MARK_BYTES) != index:
             self._mark_was(written=_write_mark(disk(), self._descriptor, index))
         return index
 
@@ -292,7 +294,7 @@ class Journal:
 
     def _mark_was(self, *, written: bool) -> None:
         if written:
-            self._length += _MARK.size
+            self._length += MARK_BYTES
         else:
             self._torn = True
 
@@ -488,7 +490,7 @@ def _record(data: memoryview, at: int, index: int) -> tuple[memoryview | None, i
     if _crc(index, payload) != crc:
         return None, at
     while _mark_at(data, after):
-        after += _MARK.size
+        after += MARK_BYTES
     return payload, after
 
 
@@ -499,7 +501,7 @@ def _mark(index: int) -> bytes:
 
 def _mark_at(data: memoryview, at: int) -> int:
     """The index of the mark at this place; 0 where there is none."""
-    if at < 0 or at + _MARK.size > len(data):
+    if at < 0 or at + MARK_BYTES > len(data):
         return 0
     word, index, crc = _MARK.unpack_from(data, at)
     return int(index) if word == _SAFE and crc == _crc(index, _SAFE) else 0

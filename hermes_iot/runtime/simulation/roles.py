@@ -27,6 +27,7 @@ from hermes_iot.runtime.trainers import Bench
 from hermes_iot.runtime.worker import Failed
 from hermes_iot.runtime.workshop import Result
 from hermes_iot.storage.disk import using
+from hermes_iot.storage.journal import MARK_BYTES
 from hermes_iot.training.base import Trainer
 from hermes_iot.transport.base import Delivery, Transport, Will
 
@@ -84,7 +85,7 @@ class CoordinatorProcess(Process):
             session=f"{self.life:016x}",
             clock=self.clock,
         )
-        self.torn_tails += self.runner.run_dir.journal.torn_bytes > 0
+        self.torn_tails += self.runner.run_dir.journal.torn_bytes > MARK_BYTES
         self._audit.led(self.runner.machine)
         self.runner.start()
 

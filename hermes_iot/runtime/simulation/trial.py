@@ -87,7 +87,7 @@ class Found:
         lives: processes begun.
         exits: by exit code, processes that an error ended.
         deaths: by place, ``disk`` or ``message``, processes that died there.
-        torn_tails: journals that were found with less than a whole group at their end.
+        torn_tails: journals that were found with less than a whole group at their end (half a mark is no group).
         virtual_s: how long it was.
         log_sha256: over all that happened, in order.
         invariant, what, event: of what was violated; empty where all held.
