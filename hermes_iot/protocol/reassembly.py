@@ -22,8 +22,9 @@ the whole is there without a copy once the last slice is.
 they will not come by themselves; neither will they when none comes for a good while longer than they took so far. Then
 there is a `Gap`: whoever owns this asks for exactly these parts, ever more patiently, and after ``resumes_max`` times
 without any growth no more. A repeated slice means that the sender has begun again and wants to know what is lacking.
-A message that was complete, or has given way, is never asked for: the network repeats slices on its own account, and
-one of those must not bring the whole again.
+A message that was complete is never asked for: the network repeats slices on its own account, and one of those must not
+bring the whole again. One that has given way may be either, what was sent before the present one or what is sent now and
+was pushed out by something late. It comes back when the present one has grown no more for a while.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class Reassembler:
         self._transfers: dict[tuple[str, bytes], _Transfer] = {}
         # Per sender in order of opening: the oldest gives way to the newest.
         self._by_sender: dict[str, dict[bytes, _Transfer]] = {}
-        self._over: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+        self._over: OrderedDict[tuple[str, bytes], bool] = OrderedDict()  # and whether they were complete
         # Entries may be too early, never too late: growth only puts things off, and what hastens them adds another.
         self._due: list[tuple[float, int, tuple[str, bytes]]] = []
         self._entries = 0
@@ -169,13 +170,12 @@ class Reassembler:
             return _verified(chunk.id, chunk.body)
         transfer = self._transfers.get((sender, chunk.id))
         if transfer is None:
-            over, most = (sender, chunk.id) in self._over, most or self._limits.transfers_per_device_max
-            mine = self._by_sender.get(sender, {})
-            if over and len(mine) >= most and not any((sender, other) in self._over for other in mine):
+            most = most or self._limits.transfers_per_device_max
+            if self._is_repetition(sender, chunk.id, now, most):
                 self.repeated += 1  # by the network; what is under way must not give way to it
                 return None
             transfer = self._open(sender, chunk, now, most)
-            transfer.resumable = resumable and not over
+            transfer.resumable = resumable and not self._over.get((sender, chunk.id), False)
         if (transfer.parts, transfer.total) != (chunk.parts, chunk.total):
             raise ProtocolError("parts", f"part {chunk.part} contradicts the transfer it claims to belong to")
         if transfer.here[chunk.part]:
@@ -186,7 +186,7 @@ class Reassembler:
             return None
         self._close(transfer)
         whole = _verified(chunk.id, transfer.content)
-        self._finish(transfer)
+        self._finish(transfer, complete=True)
         return whole
 
     def expire(self, *, now: float) -> int:
@@ -252,7 +252,7 @@ class Reassembler:
         reserved = sum(other.cost for other in mine)
         while mine and (len(mine) >= most or reserved + cost > share):
             reserved -= mine[0].cost
-            self._finish(mine[0])
+            self._finish(mine[0], complete=False)
             self._displace(mine.pop(0))
         for other in self._emptier(cost, missing=chunk.total - len(chunk.body)):
             self._displace(other)
@@ -326,10 +326,18 @@ class Reassembler:
             del self._by_sender[transfer.sender]
         self._reserved_bytes -= transfer.cost
 
-    def _finish(self, transfer: _Transfer) -> None:
-        """It is over for good, and remembered as such for as long as there is room."""
+    def _is_repetition(self, sender: str, transfer_id: bytes, now: float, most: int) -> bool:
+        """Whether a slice of no transfer that is here is one of the past, and would cost one that is under way."""
+        complete, mine = self._over.get((sender, transfer_id)), self._by_sender.get(sender, {})
+        if complete is None or len(mine) < most or any(self._over.get((sender, other), False) for other in mine):
+            return False
+        paying = next(iter(mine.values()))
+        return complete or now < paying.grown_at + self._patience_s(paying)
+
+    def _finish(self, transfer: _Transfer, *, complete: bool) -> None:
+        """It is over, for good or until it comes again, and remembered as such for as long as there is room."""
         key = (transfer.sender, transfer.id)
-        self._over[key] = None
+        self._over[key] = complete or self._over.get(key, False)
         self._over.move_to_end(key)
         while len(self._over) > self._limits.transfers_remembered_max:
             self._over.popitem(last=False)

@@ -92,8 +92,15 @@ def _outcome(document: Mapping[str, Any]) -> RenderableType:
     table.add_row("updates", f"{document['updates_applied']:,} applied")
     exits = ", ".join(f"{count} with exit code {code}" for code, count in document["exits"].items())
     table.add_row("processes", f"{document['lives']:,} begun, {exits or 'none ended by an error'}")
+    deaths = " and ".join(f"{count:,} at a {place}" for place, count in _places(document["deaths"]).items())
+    table.add_row("killed", f"{deaths}; {format_number_of(document['torn_tails'], 'journal')} found torn")
     table.add_row("checked", f"after {document['checks']:,} events")
     return table
+
+
+def _places(deaths: Mapping[str, int]) -> dict[str, int]:
+    words = {"disk": "change of the disk", "message": "message"}
+    return {words[place]: count for place, count in deaths.items()}
 
 
 def _injected(faults: Mapping[str, int]) -> RenderableType:

@@ -13,7 +13,9 @@ a higher one has taken over, whatever the broker says of it.
 
 Unless the broker itself has been away: one that was killed comes back with what it saved some time ago, the last word
 of an earlier process of ours for instance. A retained word is therefore believed only when it is not alone: somebody
-who leads repeats it while we listen, or has said another the next time we look. Who has left leads nothing.
+who leads repeats it while we listen, or has said another the next time we look. Who has left leads nothing, and is
+spoken over: of an equal epoch, too, for one that died before its first word has left none behind, only a will that may
+be said long after.
 """
 
 from __future__ import annotations
@@ -161,20 +163,19 @@ class Leadership:
         if status is not None and status.session == self._session:
             self._spoken = True
         elif status is not None and self._spoken:
-            if status.epoch < self.epoch:
-                return self._deadline is None
             if status.epoch > self.epoch:
                 raise taken_over(self._topics.fleet, by=status.host)
+            if status.epoch < self.epoch or status.state == "offline":
+                return self._deadline is None
             self._doubt(delivery, status, now)
         return False
 
     def _doubt(self, delivery: Delivery, status: CoordinatorStatus, now: float) -> None:
-        """Another's word, after ours."""
-        if not delivery.retain or (status.state == "online" and self._rival not in (b"", delivery.payload)):
+        """Another's word, after ours: that it leads."""
+        if not delivery.retain or self._rival not in (b"", delivery.payload):
             raise taken_over(self._topics.fleet, by=status.host)
-        if status.state == "online":
-            log.warning("another leader is remembered host=%s run=%s: listening for it", status.host, status.run)
-            self._rival, self._deadline = delivery.payload, now + SILENT_S
+        log.warning("another leader is remembered host=%s run=%s: listening for it", status.host, status.run)
+        self._rival, self._deadline = delivery.payload, now + SILENT_S
 
     def next_deadline(self) -> float | None:
         """When `expire` next has something to do."""

@@ -74,6 +74,7 @@ class RunDir:
         self.registry = Registry(path / "registry.json")
         self.checkpoints = CheckpointStore(path / "checkpoints")
         try:
+            self._miss_no_journal()
             self.journal = Journal(path / "journal")
         except BaseException:
             self.registry.close()
@@ -81,6 +82,16 @@ class RunDir:
         if self.journal.torn_bytes:
             log.warning("cut %d bytes off the journal in %s: they were never whole", self.journal.torn_bytes, path)
         self._newest: tuple[int, int] | None = None  # the checkpoint written here last, and the first entry after it
+
+    def _miss_no_journal(self) -> None:
+        """A journal's first segment is on disk before there is a checkpoint: where it is not, it was taken away."""
+        if self.checkpoints.versions and not segments(self.path / "journal"):
+            raise StorageError(
+                f"the journal in {self.path} is missing",
+                why="there are checkpoints, and what was decided after them was in it",
+                mend=f"Put {self.path / 'journal'} back, or go on from the newest checkpoint alone:"
+                f" hermes-iot repair {self.path} --forget-journal --yes",
+            )
 
     def unfinished(self, fleet: str, config: RunConfig) -> str | None:
         """The id of the run in here that has not ended; None in a fresh directory.
@@ -140,7 +151,7 @@ class RunDir:
             allocations = {
                 device: _allocation_of(run, row) for device, row in self.registry.allocations_of(run).items()
             }
-            first = int(found.metadata.get("journal", 0))  # an older version kept none: what is in it came after
+            first = int(found.metadata["journal"])
             scalars = dict(found.metadata["scalars"])
         except (ProtocolError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise StorageError(
@@ -150,11 +161,6 @@ class RunDir:
             ) from error
         for skipped in found.skipped:
             log.warning("passed over: %s", skipped)
-        if first and not segments(self.path / "journal"):
-            # Moved away by a person, as the words for a damaged one say: new entries must come behind the checkpoint.
-            log.warning("there is no journal in %s: what was decided after the checkpoint is forgotten", self.path)
-            self.journal.close()
-            self.journal = Journal(self.path / "journal", first=first)
         return Restored(
             version=found.version,
             arrays=found.arrays,

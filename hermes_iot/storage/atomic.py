@@ -81,13 +81,16 @@ def storage_error(error: OSError, what: str, directory: Path) -> StorageError:
 
 
 def make_directory(directory: Path) -> None:
-    """Create a directory and its parents.
+    """Create a directory and its parents, if need be, and make their names safe.
+
+    Each is safe before the next is made. A crash so leaves one at most that is not, the innermost, and whoever comes next
+    makes that safe before anything in it is believed.
 
     Raises:
         StorageError: not permitted, or a file is in the way.
     """
     try:
-        disk().make_directory(directory)
+        _make_directory(directory)
     except OSError as error:
         what = f"cannot create {directory}"
         there = next((one for one in (directory, *directory.parents) if os.access(one, os.F_OK)), directory.parent)
@@ -96,6 +99,19 @@ def make_directory(directory: Path) -> None:
         if error.errno == errno.ENOENT:  # parents were to be made: a file system such as /proc refuses so
             raise StorageError(what, why=f"nothing can be created in {there}", mend="Give another directory") from error
         raise storage_error(error, what, there) from error
+
+
+def _make_directory(directory: Path) -> None:
+    if not disk().is_directory(directory):
+        if directory.parent != directory:
+            _make_directory(directory.parent)
+        try:
+            disk().make_directory(directory)
+        except FileExistsError:
+            if not disk().is_directory(directory):
+                raise
+    with contextlib.suppress(PermissionError):  # who may not read the parent has not been given it to look after
+        sync_directory(directory.parent)
 
 
 def backup_of(path: Path) -> Path:
@@ -312,7 +328,10 @@ def move_aside(path: Path) -> Path:
 
 
 def sweep(directory: Path, name: str | None = None) -> None:
-    """Remove what killed writers left. Only for the owner of the directory, or of the file `name` in it.
+    """Remove what killed writers left, and make safe what they renamed.
+
+    One that was killed before the directory's fsync has left a new file that a power cut would take back, after it was
+    believed. Only for the owner of the directory, or of the file `name` in it.
 
     Raises:
         StorageError: the directory cannot be read or written.
@@ -322,6 +341,7 @@ def sweep(directory: Path, name: str | None = None) -> None:
             leftover = _TEMPORARY.fullmatch(entry)
             if leftover and name in (None, leftover[1]):
                 disk().unlink(directory / entry)
+        sync_directory(directory)
     except FileNotFoundError:
         return
     except OSError as error:

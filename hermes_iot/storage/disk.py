@@ -112,8 +112,12 @@ class Disk:
         os.utime(path, ns=(time_ns, time_ns))
 
     def make_directory(self, directory: Path) -> None:
-        """Create it and its parents, if need be."""
-        directory.mkdir(parents=True, exist_ok=True)
+        """Create it in a parent that is there; `FileExistsError` where there is one, or a file."""
+        directory.mkdir()
+
+    def is_directory(self, path: Path) -> bool:
+        """Whether there is one of this name."""
+        return path.is_dir()
 
     def random_hex(self, count: int) -> str:
         """So many random bytes, as hex digits: for names that nobody else has."""

@@ -3,7 +3,10 @@
 A journal is a directory of segments, ``journal-<index of its first record>.log``, each
 
     16 bytes   b"HERMESJ" + format, index of the first record (8 bytes)
-    records    length (4), CRC-32 over index and payload (4), index (8), payload;  all little endian
+    records    length (4), CRC-32 over index and payload (4), index (8), payload
+    marks      four bytes 0xff, b"SAFE", an index (8), CRC-32 over index and word (4): records below it were synced
+
+all little endian, a mark behind every group of records.
 
 Appending costs next to nothing; `sync` writes everything appended since the last one with one system call and one
 fdatasync (group commit), so the price of safety is shared by whatever arrived meanwhile. Megabytes are not left for it:
@@ -18,10 +21,14 @@ What was synced is read again after a crash only, so the kernel need not keep it
 are those it writes to next: where memory is handed out page by page, in virtual machines above all, a used one costs a
 sixth of a fresh one.
 
-A crash leaves at most a torn tail, which `Journal` cuts off at its start and says so. That is only what a tail can be:
-where whole records follow the broken one, or a segment is missing, something else happened to acknowledged records,
-and that is an error for a person (`Damaged`), never a shorter journal. The CRC finds what a worn card changes; against
-somebody who may write here it protects nobody.
+A crash leaves at most a torn tail, which `Journal` cuts off at its start and says so. What can be torn is the last group,
+while its fdatasync had not returned: of its pages any may be on disk and any other missing (file systems write them in
+what order they like, and the file's length before them), so whole records behind a broken one say nothing. The mark
+does. It is written when the fdatasync has returned, and made safe by the next one: where a mark speaks for a broken
+record, or a segment is missing, something else happened to acknowledged records, and that is an error for a person
+(`Damaged`), never a shorter journal. A group whose mark was lost with the power, and that was damaged as well, is
+the one case that is taken for torn. The CRC finds what a worn card changes; against somebody who may write here it
+protects nobody.
 
 Nothing here knows what a record means. One writer at a time, see locks.py.
 """
@@ -58,6 +65,10 @@ _START: Final = struct.Struct("<7sBQ")
 #: Of a segment before its first record.
 START_BYTES: Final = _START.size
 _HEAD: Final = struct.Struct("<IIQ")
+_SAFE: Final = b"\xff\xff\xff\xffSAFE"  # no record is so long
+_MARK: Final = struct.Struct("<8sQI")
+#: Of a mark: a tail that is not longer may have cost nothing else.
+MARK_BYTES: Final = _MARK.size
 _NAME: Final = re.compile(r"journal-([0-9]{12})\.log")
 #: So many indices from a broken record's own on are looked for behind it.
 _SEARCH_INDICES: Final = 64
@@ -78,7 +89,7 @@ class Journal:
     """Open for appending; see the module.
 
     Args:
-        directory: created if need be.
+        directory: created if need be, with its first segment: a journal that is not there was lost.
         segment_bytes: see `SEGMENT_BYTES`.
         first: index of the first record, where there is none yet.
 
@@ -95,14 +106,22 @@ class Journal:
         self._directory = directory
         self._segment_bytes = segment_bytes
         self._pending = _Group()
-        self._behind: tuple[_Group, Future[None]] | None = None
+        self._behind: tuple[_Group, Future[bool]] | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._descriptor: int | None = None
         self._length = 0
-        self._torn = False  # what of a group reached the file is still in it
+        self._torn = False  # what of a group, or of a mark, reached the file is still in it
         self.torn_bytes = 0
         starts = segments(directory)
-        self._next = self._recover(starts) if starts else first
+        try:
+            if starts:
+                self._next = self._recover(starts)
+            else:
+                self._begin(first)
+                self._next = first
+        except OSError as error:
+            self._shut()
+            raise atomic.storage_error(error, f"cannot open the journal in {directory}", directory) from error
         self._synced = self._next
 
     @property
@@ -143,13 +162,13 @@ class Journal:
         if not self._pending.records:
             return
         try:
-            _commit(disk(), self._opened(), self._pending, self._length)
+            marked = _commit(disk(), self._opened(), self._pending, self._length)
         except OSError as error:
             self._failed()
             raise atomic.storage_error(
                 error, f"cannot write the journal in {self._directory}", self._directory
             ) from error
-        self._safe(self._pending)
+        self._safe(self._pending, marked=marked)
         self._pending = _Group()
 
     def read(self, start: int = 0) -> Iterator[tuple[int, bytes]]:
@@ -214,32 +233,32 @@ class Journal:
     def _recover(self, starts: list[int]) -> int:
         """Cut a torn tail off the newest segment and open it for more; the next index."""
         for first, following in itertools.pairwise(starts):
-            index, end, length = whole_records(self._directory, first)
-            if index != following or end != length:
+            index, _ = _whole_records(_segment(self._directory, first), path_of(self._directory, first), first)
+            if index != following:  # what else is in it is a last mark that was torn
                 raise atomic.damaged(
                     path_of(self._directory, first),
                     f"it ends at record {index}, the next segment begins at {following}",
                 )
         newest = starts[-1]
         path = path_of(self._directory, newest)
-        index, end, length = whole_records(self._directory, newest)
-        if end < length and _following(_segment(self._directory, newest), end, index) is not None:
-            raise atomic.damaged(path, f"record {index} is not what was written, and others follow it")
-        self.torn_bytes = length - end
-        if end < _START.size:
-            # Its very beginning was torn: nothing in it was ever synced.
-            disk().unlink(path)
+        data = _segment(self._directory, newest)
+        index, end = _whole_records(data, path, newest)
+        if end < len(data) and _marked_below(data, end) > index:
+            which = f"record {index}" if end else "its beginning"
+            raise atomic.damaged(path, f"{which} is not what was written, and was safe once")
+        self.torn_bytes = len(data) - end
+        if not end:
+            self._begin(newest)
             return newest
-        try:
-            self._descriptor = disk().open(path, os.O_WRONLY | os.O_APPEND)
-            if end < length:
-                disk().truncate(self._descriptor, end)
-                disk().sync(self._descriptor)
-        except OSError as error:
-            raise atomic.storage_error(
-                error, f"cannot open the journal in {self._directory}", self._directory
-            ) from error
+        self._descriptor = disk().open(path, os.O_WRONLY | os.O_APPEND)
+        if self.torn_bytes:
+            disk().truncate(self._descriptor, end)
+        # What is found was written, not always made safe: neither the records nor the segment's name.
+        disk().sync(self._descriptor)
+        atomic.sync_directory(self._directory)
         self._length = end
+        if index > newest and _mark_at(data, end - MARK_BYTES) != index:
+            self._mark_was(written=_write_mark(disk(), self._descriptor, index))
         return index
 
     def _write_behind(self) -> None:
@@ -263,14 +282,21 @@ class Journal:
             return
         (group, outcome), self._behind = self._behind, None
         if outcome.exception() is None:
-            self._safe(group)
+            self._safe(group, marked=outcome.result())
             return
         self._failed()
         self._pending = _Group(group.records + self._pending.records, group.bytes + self._pending.bytes)
 
-    def _safe(self, group: _Group) -> None:
+    def _safe(self, group: _Group, *, marked: bool) -> None:
         self._length += group.bytes
+        self._mark_was(written=marked)
         self._synced = group.records[-1][0] + 1
+
+    def _mark_was(self, *, written: bool) -> None:
+        if written:
+            self._length += MARK_BYTES
+        else:
+            self._torn = True
 
     def _failed(self) -> None:
         self._torn = True
@@ -292,7 +318,8 @@ class Journal:
         path = path_of(self._directory, first)
         self._descriptor = disk().open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC)
         self._length = 0
-        _write(disk(), self._descriptor, [_START.pack(_MAGIC, FORMAT, first)])
+        _write(disk(), self._descriptor, [beginning(first)])
+        disk().sync(self._descriptor)
         atomic.sync_directory(self._directory)
         self._length = _START.size
 
@@ -337,17 +364,21 @@ class Scan:
         pieces: runs of whole records with nothing broken between: first index, index after the last, and where in the
             file they lie.
         length: of the file, bytes.
+        torn: what is not whole at the end was never safe: it is cut off at the next start.
+        safe_below: records below this index were safe once, whole or not; 0 where nothing says so.
     """
 
     first: int
     sound: bool
     pieces: tuple[tuple[int, int, int, int], ...]
     length: int
+    torn: bool = False
+    safe_below: int = 0
 
     @property
     def end(self) -> int:
-        """Where the last whole record ends."""
-        return self.pieces[-1][3] if self.pieces else min(self.length, _START.size)
+        """Where the last whole record, and what marks it, ends."""
+        return self.pieces[-1][3] if self.pieces else self.sound * _START.size
 
 
 def scan(directory: Path, first: int, *, until: int | None = None) -> Scan:
@@ -361,8 +392,10 @@ def scan(directory: Path, first: int, *, until: int | None = None) -> Scan:
     except atomic.Damaged:
         return Scan(first=first, sound=False, pieces=(), length=path_of(directory, first).stat().st_size)
     sound = _begins(data, first, path_of(directory, first))
+    safe_below = _marked_below(data, 0) if until is None else until  # else the next one was begun when it was safe
+    torn = not sound and safe_below <= first
     pieces = []
-    found: tuple[int, int] | None = (first, _START.size) if sound else _following(data, 0, first)
+    found = (first, _START.size) if sound else _following(data, 0, first, until=safe_below)
     while found is not None:
         begin, start = index, end = found
         while until is None or index < until:
@@ -372,8 +405,9 @@ def scan(directory: Path, first: int, *, until: int | None = None) -> Scan:
             index, end = index + 1, after
         if index > begin:
             pieces.append((begin, index, start, end))
-        found = _following(data, end, index) if end < len(data) and index != until else None
-    return Scan(first=first, sound=sound, pieces=tuple(pieces), length=len(data))
+        torn = end < len(data) and index >= safe_below
+        found = _following(data, end, index, until=safe_below) if end < len(data) else None
+    return Scan(first=first, sound=sound, pieces=tuple(pieces), length=len(data), torn=torn, safe_below=safe_below)
 
 
 def payloads(directory: Path, found: Scan) -> Iterator[tuple[int, bytes]]:
@@ -390,7 +424,7 @@ def payloads(directory: Path, found: Scan) -> Iterator[tuple[int, bytes]]:
 def excerpt(directory: Path, found: Scan, begin: int, stop: int) -> bytes:
     """A segment that holds, of the whole records that a scan found, those from `begin` on and before `stop`."""
     data = _segment(directory, found.first)
-    content = [_START.pack(_MAGIC, FORMAT, begin)]
+    content = [beginning(begin)]
     for index, following, start, _ in found.pieces:
         at = start
         for number in range(index, following):
@@ -398,23 +432,27 @@ def excerpt(directory: Path, found: Scan, begin: int, stop: int) -> bytes:
             if begin <= number < stop:
                 content.append(bytes(data[at:after]))
             at = after
-    return b"".join(content)
+    return b"".join([*content, _mark(stop)])
 
 
-def whole_records(directory: Path, first: int) -> tuple[int, int, int]:
-    """Of one segment: the index after its last whole record, where that record ends, and the file's length.
+def beginning(first: int) -> bytes:
+    """A segment without records, which begins with this one."""
+    return _START.pack(_MAGIC, FORMAT, first)
+
+
+def _whole_records(data: memoryview, path: Path, first: int) -> tuple[int, int]:
+    """Of one segment: the index after its last whole record, and where that and its mark end; 0: not even it begins.
 
     Raises:
-        StorageError: unreadable, or written in a newer format.
+        StorageError: written in a newer format.
     """
-    data = _segment(directory, first)
-    if not _begins(data, first, path_of(directory, first)):
-        return first, 0, len(data)
+    if not _begins(data, first, path):
+        return first, 0
     index, end = first, _START.size
     while True:
         payload, after = _record(data, end, index)
         if payload is None:
-            return index, end, len(data)
+            return index, end
         index, end = index + 1, after
 
 
@@ -441,21 +479,48 @@ def _begins(data: memoryview, first: int, path: Path) -> bool:
 
 
 def _record(data: memoryview, at: int, index: int) -> tuple[memoryview | None, int]:
-    """The payload of the record `index` at this place and where it ends; None where no such record is whole."""
+    """The payload of the record `index` at this place, and where it and the marks behind it end; None where it is not whole."""
     if at + _HEAD.size > len(data):
         return None, at
     length, crc, found = _HEAD.unpack_from(data, at)
     start = at + _HEAD.size
     if found != index or start + length > len(data):
         return None, at
-    payload = data[start : start + length]
-    return (payload, start + length) if _crc(index, payload) == crc else (None, at)
+    payload, after = data[start : start + length], start + length
+    if _crc(index, payload) != crc:
+        return None, at
+    while _mark_at(data, after):
+        after += MARK_BYTES
+    return payload, after
 
 
-def _following(data: memoryview, at: int, index: int) -> tuple[int, int] | None:
-    """A whole record of this index or one of the next behind a broken place, and where: then it is no torn tail."""
+def _mark(index: int) -> bytes:
+    """It says that every record below this one is safe."""
+    return _MARK.pack(_SAFE, index, _crc(index, _SAFE))
+
+
+def _mark_at(data: memoryview, at: int) -> int:
+    """The index of the mark at this place; 0 where there is none."""
+    if at < 0 or at + MARK_BYTES > len(data):
+        return 0
+    word, index, crc = _MARK.unpack_from(data, at)
+    return int(index) if word == _SAFE and crc == _crc(index, _SAFE) else 0
+
+
+def _marked_below(data: memoryview, at: int) -> int:
+    """The highest index of a mark at this place or behind it; 0 where there is none."""
+    content, highest = bytes(data), 0
+    place = content.find(_SAFE, at)
+    while place >= 0:
+        highest = max(highest, _mark_at(data, place))
+        place = content.find(_SAFE, place + 1)
+    return highest
+
+
+def _following(data: memoryview, at: int, index: int, *, until: int) -> tuple[int, int] | None:
+    """A whole record of this index or one of the next, below `until`, behind a broken place, and where."""
     content, before = bytes(data), _HEAD.size - 8  # of a head, what stands before its index
-    for later in range(index, index + _SEARCH_INDICES):
+    for later in range(index, min(until, index + _SEARCH_INDICES)):
         mark = later.to_bytes(8, "little")
         place = content.find(mark, at + before)
         for _ in range(_SEARCH_PLACES):
@@ -479,8 +544,11 @@ def _crc(index: int, *pieces: bytes | memoryview) -> int:
     return crc
 
 
-def _commit(using: Disk, descriptor: int, group: _Group, at: int) -> None:
-    """Write a group at the file's end and make it safe; touches nothing else, so any thread may."""
+def _commit(using: Disk, descriptor: int, group: _Group, at: int) -> bool:
+    """Write a group at the file's end, make it safe, and mark it; touches nothing else, so any thread may.
+
+    Returns whether there was room for the mark.
+    """
     pieces: list[bytes] = []
     for index, record in group.records:
         pieces += [_HEAD.pack(sum(map(len, record)), _crc(index, *record), index), *record]
@@ -488,6 +556,15 @@ def _commit(using: Disk, descriptor: int, group: _Group, at: int) -> None:
     using.sync_data(descriptor)
     begins = at // mmap.PAGESIZE * mmap.PAGESIZE
     using.drop_cached(descriptor, begins, at + group.bytes - begins)
+    return _write_mark(using, descriptor, group.records[-1][0] + 1)
+
+
+def _write_mark(using: Disk, descriptor: int, index: int) -> bool:
+    try:
+        _write(using, descriptor, [_mark(index)])
+    except OSError:  # the records are safe without it
+        return False
+    return True
 
 
 def _write(using: Disk, descriptor: int, pieces: Sequence[bytes]) -> None:

@@ -42,6 +42,7 @@ def test_a_person_sees_what_was_done_to_the_fleets_and_what_held(capsys):
     assert "duplicate" in out
     assert "broker-crash" not in out
     assert "VIOLATED" not in out
+    assert "0 at a change of the disk and 0 at a message; " in " ".join(out.split())
     assert out.count(" held ") >= 10
     assert err == ""
 
@@ -60,6 +61,8 @@ def test_a_program_gets_one_document_that_is_the_same_each_time(capsys):
     assert documents[0]["strategies"] == {"asp": 1}
     assert sum(documents[0]["faults"].values()) > 0
     assert documents[0]["violated"] == []
+    assert set(documents[0]["deaths"]) == {"disk", "message"}
+    assert documents[0]["torn_tails"] >= 0
 
 
 @pytest.mark.usefixtures("careless")

@@ -270,6 +270,45 @@ def test_F18_a_torn_tail_is_no_damage(left, tmp_path, capsys):
     assert [one["state"] for one in told["files"] if one["file"] == f"journal/{path.name}"] == ["torn"]
 
 
+@pytest.mark.parametrize("forget", [False, True])
+def test_F18_a_last_record_that_was_safe_is_no_torn_tail(left, tmp_path, capsys, forget):
+    run = _copied(left.directory, tmp_path / "run")
+    path = run / "journal" / left.segment(left.first[left.saved[1]]).name
+    data = bytearray(path.read_bytes())
+    data[-25] ^= 1  # a mark of 20 bytes is behind it
+    path.write_bytes(data)
+    with pytest.raises(StorageError, match="was safe once"):
+        resumed(run)
+    flags = ["--forget-journal"] * forget
+    code, told, _ = run_repair(capsys, run, *flags)
+    assert (code, told["healthy"]) == (8, False)
+    assert [one["state"] for one in told["files"] if one["file"] == f"journal/{path.name}"] == ["damaged"]
+    assert told["lost"]["records_unread"] == 1
+    assert run_repair(capsys, run, "--yes", *flags)[0] == 0
+    assert run_repair(capsys, run)[:1] == (0,)
+    after = resumed(run)
+    after.close()
+    assert after.machine.version == left.saved[1] if forget else after.machine.version >= left.version - 1
+    assert model_of(after.machine) == left.models[after.machine.version]
+
+
+def test_F18_a_journal_that_is_gone_is_missed_and_begun_anew(left, tmp_path, capsys):
+    run = _copied(left.directory, tmp_path / "run")
+    shutil.rmtree(run / "journal")
+    with pytest.raises(StorageError, match=r"the journal in .* is missing"):
+        resumed(run)
+    code, told, _ = run_repair(capsys, run)
+    assert (code, told["healthy"]) == (8, False)
+    assert [one["file"] for one in told["files"] if one["state"] == "missing"] == ["journal"]
+    assert "the journal: what was decided after the checkpoint is not known" in told["lost"]["besides"]
+    assert run_repair(capsys, run, "--yes")[0] == 0
+    assert run_repair(capsys, run, "--forget-journal")[:1] == (0,), "it is empty already"
+    after = resumed(run)
+    after.close()
+    assert after.machine.version == left.saved[1]
+    assert after.run_dir.journal.next_index == left.first[left.saved[1]]
+
+
 def test_F18_the_words_for_a_person_name_files_costs_and_the_way_on(left, tmp_path, capsys):
     run = _copied(left.directory, tmp_path / "run")
     spoil_record(left, run, left.first[left.saved[1]] + 2)

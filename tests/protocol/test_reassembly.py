@@ -192,6 +192,22 @@ def test_what_has_given_way_to_a_newer_one_does_not_come_back_for_it():
     assert (reassembler.displaced, reassembler.repeated, reassembler.open_transfers) == (1, 2, 1)
 
 
+def test_what_was_pushed_out_by_something_late_comes_back_and_is_asked_for():
+    """A coordinator that begins has not seen the old one end: a slice of it, redelivered, pushes out the live one."""
+    live, late = slices(960, 3, "live"), slices(960, 3, "late")
+    reassembler = Reassembler(LIMITS)
+    reassembler.add("pi-01", live[2], now=0.0, resumable=True, most=1)
+    reassembler.add("pi-01", late[0], now=1.0, resumable=True, most=1)
+    patient_until = 1.0 + 2.0 + 2 * len(late[0].body) / SLOW_LINK_BYTES_PER_S
+    reassembler.add("pi-01", live[0], now=patient_until - 0.01, resumable=True, most=1)
+    assert (reassembler.displaced, reassembler.repeated) == (1, 1), "the late one might still grow"
+    reassembler.add("pi-01", live[1], now=patient_until, resumable=True, most=1)
+    reassembler.add("pi-01", live[2], now=patient_until, resumable=True, most=1)
+    assert (reassembler.displaced, reassembler.repeated, reassembler.open_transfers) == (2, 1, 1)
+    assert asked(reassembler, patient_until + 2.0) == [(0,)]
+    assert reassembler.add("pi-01", live[0], now=9.0, resumable=True, most=1) is not None
+
+
 def test_how_many_messages_are_remembered_as_over_is_bounded():
     reassembler = Reassembler(Limits(transfers_remembered_max=2))
     for seed in range(3):

@@ -162,12 +162,23 @@ def test_others_words_before_our_first_one_do_not_matter(claim):
     assert not claim.heard(said("mine"), now=1.0)
 
 
-@pytest.mark.parametrize("state", ["online", "offline"])
-def test_anothers_word_after_ours_means_that_the_fleet_is_anothers(claim, state):
+def test_anothers_word_after_ours_means_that_the_fleet_is_anothers(claim):
     claim.connected(Line(), now=0.0)
     claim.heard(said("mine"), now=1.0)
     with pytest.raises(IdConflict, match="another coordinator took over fleet 'lab': it runs on host 'bench'"):
-        claim.heard(said("theirs", state), now=1.0)
+        claim.heard(said("theirs"), now=1.0)
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_the_last_will_of_one_that_died_before_its_first_word_takes_nobodys_lead(claim, epoch):
+    """It left no word behind, so the next coordinator has the same epoch; its will may be said long after."""
+    claim.epoch = epoch
+    claim.connected(Line(), now=0.0)
+    claim.heard(said("mine", epoch=epoch), now=1.0)
+    assert claim.heard(said("theirs", "offline", epoch=epoch), now=2.0), "it has overwritten our word: say it again"
+    claim.connected(Line(), now=3.0)
+    assert not claim.heard(said("theirs", "offline", epoch=epoch), now=3.0), "first it is looked"
+    assert claim.heard(Delivery(topic=FENCE, payload=b"{}"), now=3.0)
 
 
 @pytest.mark.parametrize("state", ["online", "offline"])
@@ -177,7 +188,7 @@ def test_the_word_of_one_we_took_over_from_is_spoken_over(claim, state):
     claim.heard(said("mine", epoch=5), now=1.0)
     assert claim.heard(said("theirs", state, epoch=4), now=2.0)
     with pytest.raises(IdConflict):
-        claim.heard(said("theirs", state, epoch=5), now=3.0)
+        claim.heard(said("theirs", epoch=5), now=3.0)
 
 
 @pytest.mark.parametrize("retain", [False, True])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hermes_iot.algorithms.speed import Report
 from hermes_iot.algorithms.strategies import STRATEGIES
+from hermes_iot.cli import main
 from hermes_iot.core.coordinator import CoordinatorSettings
 from hermes_iot.core.redo import FleetChanged, Found, Resized, UpdateTaken
 from hermes_iot.core.stopping import StopRules
@@ -137,8 +138,8 @@ def test_a_coordinator_that_dies_at_any_instant_comes_back_with_the_model_it_had
     assert replayed, "all of it came from checkpoints"
 
 
-def test_a_journal_moved_away_is_begun_anew_behind_the_checkpoint(tmp_path):
-    """The remedy that a damaged one is reported with."""
+def test_a_journal_that_is_gone_is_refused_and_begun_anew_behind_the_checkpoint_by_repair(tmp_path, capsys):
+    """Lost, or moved away by a person: what was acknowledged may have been in it."""
     connect, config = in_memory(), toy_config(rules=StopRules())
     records = Records()
     with running(
@@ -148,6 +149,15 @@ def test_a_journal_moved_away_is_begun_anew_behind_the_checkpoint(tmp_path):
         records.wait("merge", 5)
         leading.leave()
         shutil.move(tmp_path / "run" / "journal", tmp_path / "away")
+        for _ in range(2):
+            with pytest.raises(StorageError, match=r"the journal in .* is missing.*--forget-journal --yes") as refused:
+                toy_coordinator(connect, tmp_path / "run", config=config, settings=SETTINGS)
+            assert refused.value.exit_code == 8
+        assert not (tmp_path / "run" / "journal").exists(), "nothing was made up for it"
+        command = refused.value.mend.rpartition("hermes-iot ")[2].split()
+        assert main(command[:-1]) == 8, "without --yes nothing is changed"
+        assert "journal" in capsys.readouterr().out
+        assert main(command) == 0
         for _ in range(2):  # what the first of them does is there for the second
             again = toy_coordinator(connect, tmp_path / "run", config=config, settings=SETTINGS, on_record=records)
             version = again.resumed_version

@@ -12,7 +12,7 @@ import pytest
 
 from hermes_iot.errors import StorageError
 from hermes_iot.runtime.simulation.fake_disk import FakeDisk
-from hermes_iot.storage.atomic import write_atomic
+from hermes_iot.storage.atomic import make_directory, write_atomic
 from hermes_iot.storage.disk import disk, using
 from hermes_iot.storage.journal import Journal
 from hermes_iot.storage.locks import hold
@@ -23,13 +23,14 @@ FILE = HERE / "file"
 
 def a_disk(seed=0, **options):
     made = FakeDisk(np.random.default_rng(seed), **options)
-    made.make_directory(HERE)
+    with using(made):
+        make_directory(HERE)
     return made
 
 
-def content(one, path=FILE):
+def content(one, path=FILE, *, limit=1000):
     try:
-        return one.read(path, 1000)[1]
+        return one.read(path, limit)[1]
     except FileNotFoundError:
         return None
 
@@ -85,6 +86,60 @@ def test_a_torn_write_is_a_part_that_may_end_in_zeros():
         left.add(content(one))
     assert {b"safe", b"safetorn", b"safeto", b"safeto\0", b"safe\0\0\0\0"} <= left
     assert all((b"safetorn".startswith(one.rstrip(b"\0")) and one.startswith(b"safe")) for one in left)
+
+
+def test_blocks_of_what_was_not_synced_may_be_missing_in_its_midst():
+    written = bytes(range(1, 251)) * 12
+    holes = set()
+    for seed in range(200):
+        one = a_disk(seed)
+        appended(one, b"safe" * 30, sync=True)
+        appended(one, written)
+        one.power_cut(torn=True)
+        left = content(one, limit=10_000)
+        assert left.startswith(b"safe" * 30)
+        wrong = [at for at, (is_, was) in enumerate(zip(left, b"safe" * 30 + written, strict=False)) if is_ != was]
+        assert all(left[at] == 0 for at in wrong)
+        if wrong and wrong[-1] < len(left) - 1:
+            holes.add((wrong[0], wrong[-1]))
+    assert {first % 512 for first, _ in holes if first != 120} == {0}
+    assert {last % 512 for _, last in holes} == {511}
+    assert {first for first, _ in holes} >= {120, 512, 1024}, "and none begins in what was safe"
+
+
+def test_a_directory_that_was_not_made_safe_is_gone_with_all_that_was_safe_in_it():
+    one = a_disk()
+    one.make_directory(HERE / "new")
+    with using(one):
+        write_atomic(HERE / "new" / "file", b"safe in it")
+        one.power_cut(torn=False)
+        assert not one.is_directory(HERE / "new")
+        assert content(one, HERE / "new" / "file") is None
+        make_directory(HERE / "new")
+        write_atomic(HERE / "new" / "file", b"safe in it")
+        one.power_cut(torn=False)
+    assert content(one, HERE / "new" / "file") == b"safe in it"
+
+
+@pytest.mark.parametrize("dies_at", range(8))
+def test_a_directory_made_by_one_that_was_killed_is_safe_when_the_next_has_made_sure_of_it(dies_at):
+    left = [10**6]
+
+    def dies():
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+
+    one = a_disk(on_operation=dies)
+    with using(one):
+        left[0] = dies_at
+        with contextlib.suppress(KeyboardInterrupt):
+            make_directory(HERE / "a" / "b" / "c")
+        left[0] = 10**6
+        one.killed()
+        make_directory(HERE / "a" / "b" / "c")
+        one.power_cut(torn=False)
+    assert one.is_directory(HERE / "a" / "b" / "c")
 
 
 def test_of_unsynced_renames_a_power_cut_leaves_the_first_so_many():

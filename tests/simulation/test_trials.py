@@ -49,6 +49,16 @@ def test_everything_holds_for_five_hundred_seeds():
     assert all(totals.injected[name] > 0 for name in FAULTS)
 
 
+def test_processes_die_at_changes_of_their_disks_and_at_messages_and_leave_torn_journals():
+    totals = Totals(faults=ALL)
+    for seed in range(24):
+        totals.add(quietly(Ask(seed=seed, faults=ALL)))
+    told = totals.document()
+    assert min(told["deaths"].values()) >= 20
+    assert told["deaths"]["disk"] >= told["deaths"]["message"] / 2, "a process does as much with its disk as it says"
+    assert told["torn_tails"] >= 2
+
+
 @pytest.mark.parametrize(("place", "name"), [*enumerate(FAULTS)])
 def test_each_fault_alone_comes_and_is_survived(place, name):
     found = quietly(Ask(seed=WHOLE.stop + place, faults=(name,)))  # so the strategies take turns here, too
@@ -121,6 +131,17 @@ def test_a_journal_whose_sync_does_nothing_is_caught(monkeypatch):
     found = caught("liveness", "lost-write", strategy="asp")
     assert "no coordinator (" in found.what
     assert "the next segment begins at" in found.what, "it says why the coordinator cannot come back"
+
+
+def test_a_torn_tail_that_is_not_cut_off_is_caught(monkeypatch):
+    monkeypatch.setattr(FakeDisk, "truncate", lambda _self, _descriptor, _length: None)
+    found = caught("liveness", "torn-write", strategy="asp", seeds=range(40))
+    assert "is not what was written" in found.what
+
+
+def test_a_journal_whose_name_is_believed_before_it_is_safe_is_caught(monkeypatch):
+    monkeypatch.setattr("hermes_iot.storage.journal.atomic.sync_directory", lambda _directory: None)
+    caught("I2", "lost-write,coordinator-crash", strategy="asp")
 
 
 def test_a_coordinator_that_does_not_do_again_what_it_wrote_down_is_caught(monkeypatch):

@@ -122,6 +122,15 @@ def test_a_directory_is_made_with_its_parents_or_refused_in_our_words(tmp_path):
             atomic.make_directory(refused)
 
 
+def test_a_directory_in_one_that_may_not_be_read_is_made(tmp_path, monkeypatch):
+    def refuse(_directory):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(atomic, "sync_directory", refuse)
+    atomic.make_directory(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+
+
 def test_a_file_system_that_takes_no_directory_is_not_said_to_be_missing(tmp_path, monkeypatch):
     """As /proc: the parent is there, and the system says that there is no such file or directory."""
 

@@ -1,5 +1,6 @@
 """A journal holds every synced record after any crash, and never passes off a shorter one as whole."""
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -8,11 +9,13 @@ import tempfile
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hermes_iot.errors import StorageError
+from hermes_iot.runtime.simulation.fake_disk import FakeDisk
 from hermes_iot.storage import journal as module
 from hermes_iot.storage.atomic import Damaged, DiskFull
 from hermes_iot.storage.disk import Disk, using
@@ -82,7 +85,7 @@ def test_a_tail_torn_at_any_byte_leaves_the_whole_records_before_it(tmp_path, ne
     ends = [16]
     for record in RECORDS[first:]:
         ends.append(ends[-1] + 16 + len(record))
-    assert ends[-1] == len(content)
+    assert ends[-1] + 20 == len(content), "a mark follows"
     for length in range(len(content)):
         path.write_bytes(content[:length])
         whole = sum(end <= length for end in ends[1:])
@@ -107,11 +110,11 @@ def test_a_changed_bit_is_never_read_as_a_record(tmp_path):
         directory = tmp_path / f"bit-{bit}"
         directory.mkdir()
         (directory / "journal-000000000000.log").write_bytes(changed)
-        if bit // 8 < len(content) - 16 - len(RECORDS[-1]):
-            with pytest.raises(Damaged, match=r"journal-000000000000\.log"):
+        if bit // 8 < len(content) - 20:
+            with pytest.raises(Damaged, match=r"journal-000000000000\.log .*was safe once"):
                 payloads(directory)
-        else:  # in the last record a change is not to be told from a torn tail
-            assert payloads(directory) == RECORDS[:-1]
+        else:  # in the mark: who is without one may be whole
+            assert payloads(directory) == RECORDS
 
 
 @pytest.mark.parametrize("older", [False, True], ids=["the newest", "an older"])
@@ -143,7 +146,7 @@ def test_damage_in_a_large_record_is_told_from_a_torn_tail(tmp_path, where):
     content = bytearray(path.read_bytes())
     content[16 + (16 + 1000 if where == "in its payload" else 2)] ^= 8
     path.write_bytes(content)
-    with pytest.raises(Damaged, match="others follow it"):
+    with pytest.raises(Damaged, match="record 0 is not what was written, and was safe once"):
         Journal(tmp_path)
     assert path.stat().st_size == len(content)
 
@@ -173,7 +176,9 @@ def test_a_missing_or_shortened_segment_in_the_middle_is_an_error(tmp_path):
     assert segments(tmp_path) == [0, 1, 2, 3]
     middle = tmp_path / "journal-000000000001.log"
     content = middle.read_bytes()
-    middle.write_bytes(content[:-1])
+    middle.write_bytes(content[:-20])
+    assert payloads(tmp_path) == [bytes([number]) for number in range(4)], "its records are all there"
+    middle.write_bytes(content[:-21])
     with pytest.raises(Damaged, match="the next segment begins at 2"):
         Journal(tmp_path)
     middle.unlink()
@@ -241,6 +246,147 @@ def test_a_full_disk_loses_nothing_and_the_next_try_writes_it(tmp_path, monkeypa
     monkeypatch.setattr(module.os, "writev", real)
     journal.sync()
     assert payloads(tmp_path) == [*[b"before"][:before], b"during" * 10]
+
+
+class Dying(Disk):
+    """The kernel's disk, of which power goes while it makes a group safe."""
+
+    def __init__(self):
+        self.dies = False
+
+    def sync_data(self, descriptor):
+        if self.dies:
+            raise KeyboardInterrupt
+        super().sync_data(descriptor)
+
+
+PAGES = 12
+
+
+def cut_while_syncing(directory, missing, *, safe=3):
+    """A journal whose newest group was written and not made safe; the pages `missing` did not reach the disk."""
+    disk = Dying()
+    with using(disk):
+        journal = Journal(directory)
+        for number in range(safe):
+            journal.append(b"safe %d" % number)
+        journal.sync()
+        begins = newest(directory).stat().st_size
+        for number in range(PAGES * 4):
+            journal.append(bytes([number + 1]) * 1000)
+        disk.dies = True
+        with pytest.raises(KeyboardInterrupt):
+            journal.sync()
+    content = bytearray(newest(directory).read_bytes())
+    for page in missing:
+        place = slice(max(page * 4096, begins), min((page + 1) * 4096, len(content)))
+        content[place] = bytes(place.stop - place.start)
+    newest(directory).write_bytes(content)
+    return [b"safe %d" % number for number in range(safe)]
+
+
+@pytest.mark.parametrize("missing", [(0,), (1,), (0, 2, 5), (PAGES - 1,), range(1, PAGES), range(PAGES)])
+def test_pages_of_a_group_that_was_never_safe_may_be_missing_in_any_order(tmp_path, missing):
+    safe = cut_while_syncing(tmp_path, missing)
+    journal = Journal(tmp_path)
+    assert journal.torn_bytes > 0
+    found = [payload for _, payload in journal.read()]
+    assert found[: len(safe)] == safe
+    assert found[len(safe) :] == [bytes([number + 1]) * 1000 for number in range(len(found) - len(safe))]
+    journal.append(b"new")
+    journal.sync()
+    journal.close()
+    assert payloads(tmp_path) == [*found, b"new"]
+
+
+def test_a_segment_of_which_the_first_page_is_missing_and_nothing_was_safe_is_begun_anew(tmp_path):
+    cut_while_syncing(tmp_path, (0,), safe=0)
+    newest(tmp_path).write_bytes(bytes(4096) + newest(tmp_path).read_bytes()[4096:])
+    journal = Journal(tmp_path, first=0)
+    assert (journal.next_index, journal.torn_bytes) == (0, PAGES * 4 * 1016 + 16)
+    journal.append(b"new")
+    journal.sync()
+    assert payloads(tmp_path) == [b"new"]
+
+
+def test_what_a_start_has_made_safe_is_damaged_when_it_is_not_whole_any_more(tmp_path):
+    cut_while_syncing(tmp_path, ())
+    journal = Journal(tmp_path)
+    assert (journal.next_index, journal.torn_bytes) == (3 + PAGES * 4, 0)
+    journal.close()
+    content = bytearray(newest(tmp_path).read_bytes())
+    content[-100] ^= 1
+    newest(tmp_path).write_bytes(content)
+    with pytest.raises(Damaged, match=f"record {PAGES * 4 + 2} is not what was written, and was safe once"):
+        Journal(tmp_path)
+
+
+def test_a_group_is_safe_where_only_its_mark_finds_no_room(tmp_path):
+    class Tight(Disk):
+        room = 10**6
+
+        def writev(self, descriptor, pieces):
+            if not self.room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            taken = b"".join(pieces)[: self.room]
+            self.room -= len(taken)
+            return super().writev(descriptor, [taken])
+
+    disk = Tight()
+    with using(disk):
+        journal = Journal(tmp_path)
+        journal.append(b"first")
+        disk.room = 16 + 5 + 7
+        journal.sync()
+        assert (disk.room, journal.synced_index, journal.unsynced_bytes) == (0, 1, 0)
+        disk.room = 10**6
+        journal.append(b"second")
+        journal.sync()
+        journal.close()
+    assert payloads(tmp_path) == [b"first", b"second"]
+    assert newest(tmp_path).stat().st_size == 16 + (16 + 5) + (16 + 6) + 20
+
+
+def test_a_journal_is_there_from_its_beginning_on():
+    one = FakeDisk(np.random.default_rng(0))
+    with using(one):
+        Journal(Path("/run/journal"), first=4)
+        one.power_cut(torn=False)
+        assert segments(Path("/run/journal")) == [4]
+        assert Journal(Path("/run/journal")).next_index == 4
+
+
+@pytest.mark.parametrize("dies_at", range(5))
+def test_what_was_found_and_not_made_safe_by_the_one_before_is_made_safe(dies_at):
+    """Killed between a segment's creation and its directory's fsync: the next process appends, syncs, and power goes."""
+    left = [None]
+
+    def count():
+        if left[0] is not None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+
+    one = FakeDisk(np.random.default_rng(0), on_operation=count)
+    with using(one):
+        journal = Journal(Path("/run"))
+        journal.append(b"first")
+        journal.sync()
+        journal.roll()
+        left[0] = dies_at
+        journal.append(b"second")
+        with contextlib.suppress(KeyboardInterrupt):
+            journal.sync()
+        left[0] = None
+        one.killed()
+        journal = Journal(Path("/run"))
+        for number in range(3):
+            journal.append(b"acknowledged %d" % number)
+            journal.sync()
+        synced = list(journal.read())
+        one.power_cut(torn=False)
+        assert list(Journal(Path("/run")).read()) == synced
+        assert len(synced) >= 4
 
 
 class Watched(Disk):

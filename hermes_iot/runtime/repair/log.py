@@ -2,7 +2,8 @@
 
 What is kept is one unbroken stretch of whole records around the place where the checkpoint left off: those behind it
 are done again, those before it would serve an older checkpoint. Everything else cannot be done again, because each
-record builds on the model that the one before it made.
+record builds on the model that the one before it made. Where nothing can be kept, the journal begins anew at that place:
+a run without one is refused, for it may have been lost.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ class LogReport:
     records_unread: int
 
 
-def examine_log(directory: Path, first: int, *, forget: bool = False) -> LogReport:
+def examine_log(directory: Path, first: int, *, needed: bool = False, forget: bool = False) -> LogReport:
     """Look at every record.
 
     Args:
         directory: the journal's.
         first: the record that the checkpoint to be resumed from goes on with.
+        needed: there is such a checkpoint.
         forget: let nothing of it stay.
 
     Raises:
@@ -46,7 +48,7 @@ def examine_log(directory: Path, first: int, *, forget: bool = False) -> LogRepo
         for start, following in itertools.zip_longest(starts, starts[1:])
     ]
     kept = (first, first) if forget else _kept(scans, first)
-    end = max((stop for one in scans for _, stop, *_ in one.pieces), default=first)
+    end = max((max([one.safe_below, *(stop for _, stop, *_ in one.pieces)]) for one in scans), default=first)
     behind = [
         redo_log.applies(payload)
         for one in scans
@@ -54,9 +56,15 @@ def examine_log(directory: Path, first: int, *, forget: bool = False) -> LogRepo
         if index >= max(kept[1], first)
     ]
     unread = max(0, end - max(kept[1], first)) - len(behind)
+    findings = [
+        _finding(one, following) for one, following in itertools.zip_longest(scans, [one.first for one in scans[1:]])
+    ]
+    if needed and not scans:
+        findings.append(Finding(file="journal", state="missing", about=f"records from {first} on, if there were any"))
+    harmed = _is_harmed(scans, first) if scans else needed
     return LogReport(
-        findings=tuple(_finding(one, last=one is scans[-1]) for one in scans),
-        steps=tuple(_steps(directory, scans, kept)) if forget or _is_harmed(scans, first) else (),
+        findings=tuple(findings),
+        steps=tuple(_steps(directory, scans, kept)) if (forget and scans) or harmed else (),
         kept=kept,
         updates_lost=sum(behind),
         records_unread=unread,
@@ -78,39 +86,39 @@ def _kept(scans: list[Scan], first: int) -> tuple[int, int]:
 
 def _is_harmed(scans: list[Scan], first: int) -> bool:
     """Whether it could not be opened, or not be read from `first` on."""
-    if not scans:
-        return False
     expected = scans[0].first
     for one in scans:
-        whole = one.sound and len(one.pieces) <= 1 and one.first == expected
-        if one is not scans[-1] and (not whole or one.end != one.length):
-            return True
-        if not whole and not (one is scans[-1] and not one.pieces and one.length < journal.START_BYTES):
-            return True
-        if one.pieces and one.pieces[0][0] != one.first:
+        if one.first != expected or not _is_one_stretch(one) or not (one.sound or one.torn):
             return True
         expected = one.pieces[-1][1] if one.pieces else one.first
-    return not scans[0].first <= first <= expected
+    newest = scans[-1]
+    return (newest.end < newest.length and not newest.torn) or not scans[0].first <= first <= expected
 
 
-def _finding(one: Scan, *, last: bool) -> Finding:
+def _is_one_stretch(one: Scan) -> bool:
+    return not one.pieces or (len(one.pieces) == 1 and one.pieces[0][0] == one.first)
+
+
+def _finding(one: Scan, following: int | None) -> Finding:
+    """`following`: the index with which the next segment begins."""
     file = f"journal/{journal.path_of(Path(), one.first).name}"
     records = sum(stop - index for index, stop, *_ in one.pieces)
     span = f"{records} records from {one.first} on" if records else "no record"
     rest = one.length - one.end
-    if not one.sound and one.length >= journal.START_BYTES:
+    stop = one.pieces[-1][1] if one.pieces else one.first
+    if not one.sound and not one.torn:
         return Finding(
             file=file, state="damaged", about=f"its beginning is not what was written; {records} whole records"
         )
-    if len(one.pieces) > 1 or (one.pieces and one.pieces[0][0] != one.first):
-        place = one.pieces[0][1] if one.pieces[0][0] == one.first else one.first
+    if not _is_one_stretch(one) or (following is None and one.end < one.length and not one.torn):
+        place = one.pieces[0][1] if one.pieces and one.pieces[0][0] == one.first else one.first
         return Finding(
             file=file, state="damaged", about=f"record {place} is not what was written; {records} whole records"
         )
-    if rest and not last:
-        return Finding(file=file, state="damaged", about=f"{span}, and then {rest} bytes that are none")
-    if rest:
-        why = "a last write that was cut short, acknowledged to nobody, or a last record that was damaged"
+    if following is not None and stop != following:
+        return Finding(file=file, state="damaged", about=f"{span}, and the next segment begins at {following}")
+    if following is None and rest:
+        why = "a last write that was cut short, acknowledged to nobody"
         return Finding(file=file, state="torn", about=f"{span}, and then {rest} bytes that are none: {why}")
     return Finding(file=file, state="whole", about=span)
 
@@ -118,6 +126,11 @@ def _finding(one: Scan, *, last: bool) -> Finding:
 def _steps(directory: Path, scans: list[Scan], kept: tuple[int, int]) -> list[Step]:
     """A stretch's new beginning first, then its end, then what lies outside, the newest first."""
     heads, ends, outside = [], [], []
+    anew = kept[0] if kept[0] == kept[1] else -1
+    if anew >= 0 and not any(
+        one.first == anew and one.sound and one.length == one.end and not one.pieces for one in scans
+    ):
+        heads.append(Step(words=f"begin the journal anew at record {anew}", take=partial(_begin, directory, anew)))
     for one in scans:
         path, name = journal.path_of(directory, one.first), f"journal/{journal.path_of(Path(), one.first).name}"
         inside = [
@@ -125,12 +138,14 @@ def _steps(directory: Path, scans: list[Scan], kept: tuple[int, int]) -> list[St
             for index, stop, *_ in one.pieces
             if max(index, kept[0]) < min(stop, kept[1])
         ]
+        if not inside and one.first == anew:
+            continue
         if not inside:
             outside.append(put_aside(path, name))
             continue
         begin, stop = inside[0][0], inside[-1][1]
         unharmed = one.sound and [piece[:2] for piece in one.pieces] == [(one.first, stop)] and begin == one.first
-        if unharmed and (one.end == one.length or one is scans[-1]):
+        if unharmed and (one.end == one.length or one.torn):
             continue
         excerpt = partial(_rewrite, directory, one, begin, stop)
         if begin == one.first:
@@ -143,8 +158,15 @@ def _steps(directory: Path, scans: list[Scan], kept: tuple[int, int]) -> list[St
 
 
 def _rewrite(directory: Path, one: Scan, begin: int, stop: int) -> None:
-    content = journal.excerpt(directory, one, begin, stop)
-    path = journal.path_of(directory, begin)
+    _put(journal.path_of(directory, begin), journal.excerpt(directory, one, begin, stop))
+
+
+def _begin(directory: Path, first: int) -> None:
+    atomic.make_directory(directory)
+    _put(journal.path_of(directory, first), journal.beginning(first))
+
+
+def _put(path: Path, content: bytes) -> None:
     if path.exists():
         atomic.keep_aside(path)
     atomic.write_atomic(path, content)

@@ -19,7 +19,9 @@ def examine_run(directory: Path, *, forget_journal: bool = False) -> Diagnosis:
     """See `repair.examine`."""
     saved = _Checkpoints(directory / "checkpoints")
     nothing_left = saved.newest is None and saved.damaged
-    log = examine_log(directory / "journal", saved.first, forget=forget_journal or nothing_left)
+    log = examine_log(
+        directory / "journal", saved.first, needed=saved.newest is not None, forget=forget_journal or nothing_left
+    )
     record, files, steps, lost = _registry(directory, saved.record)
     run = str(record["run"]) if record else saved.run
     told, told_steps, told_lost = _told(directory, record)
@@ -27,7 +29,7 @@ def examine_run(directory: Path, *, forget_journal: bool = False) -> Diagnosis:
     lost += saved.lost
     if nothing_left:
         lost.append("every checkpoint: the run begins anew from its first model")
-    if saved.first and not log.findings:
+    if any(one.state == "missing" for one in log.findings):
         lost.append("the journal: what was decided after the checkpoint is not known")
     if saved.newest is not None and saved.newest_damaged > saved.newest and log.kept[1] <= saved.first:
         lost.append(f"what was decided between model version {saved.newest} and {saved.newest_damaged}")

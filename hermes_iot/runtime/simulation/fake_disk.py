@@ -1,9 +1,10 @@
 """A disk in memory that behaves as badly as a real one is allowed to.
 
 What POSIX promises and no more: written bytes are seen by whoever reads them and survive the end of a process; they
-survive a power cut only where the file was synced, and a name only where its directory was. Without that the power cut
-decides: of each file's unsynced content nothing, a part or all of it is there afterwards (a part may end in zeros: the
-length was written, the blocks were not), and of each directory's unsynced changes the first so many.
+survive a power cut only where the file was synced, and a name, a directory's too, only where its directory was. Without
+that the power cut decides: of each file's unsynced content nothing, a part or all of it is there afterwards, and of
+each directory's unsynced changes the first so many. A part may end in zeros, or have them in its midst: the length was
+written, and of the blocks some were and some were not, in no order.
 
 Space is limited where somebody says so: then a write takes what fits, and what does not fit is `ENOSPC`.
 
@@ -18,20 +19,27 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from hermes_iot.storage.disk import Disk, Piece
 
+#: What is written or not as a whole: a sector, as what is written here is small.
+_BLOCK: Final = 512
+#: Of a file's unsynced blocks, so many are missing where they are not written in order.
+_MISSING: Final = 0.3
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _File:
-    """Content as it is seen, and as a power cut leaves it."""
+    """Content as it is seen, and as a power cut leaves it; or a directory, which has none."""
 
     data: bytearray = field(default_factory=bytearray)
     safe: bytes = b""
     time_ns: int = 0
     locked_by: int | None = None
+    directory: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,7 +74,6 @@ class FakeDisk(Disk):
         self._chance = chance
         self._on_operation = on_operation
         self._files: dict[str, _File] = {}  # by path, as seen
-        self._directories: set[str] = set()
         self._safe: dict[str, _File] = {}
         self._unsynced: dict[str, list[_Change]] = {}  # by directory, oldest first
         self._open: dict[int, _Open] = {}
@@ -90,6 +97,7 @@ class FakeDisk(Disk):
             for change in changes[:kept]:
                 _name(self._safe, change)
         self._unsynced.clear()
+        self._safe = {name: file for name, file in self._safe.items() if self._is_reached(name)}
         self._files = dict(self._safe)
         for file in {id(one): one for one in self._files.values()}.values():
             if file.data != file.safe:
@@ -98,19 +106,26 @@ class FakeDisk(Disk):
                 file.data = bytearray(file.safe)
         return lost
 
-    @property
-    def names_in_use(self) -> int:
-        """How many files there are."""
-        return len(self._files)
+    def _is_reached(self, name: str) -> bool:
+        """Whether the directories on the way to a name are safe."""
+        return all(str(one) in self._safe for one in list(Path(name).parents)[:-1])
 
     def _left_of(self, data: bytes, safe: bytes) -> bytes:
         """What a power cut leaves of a file that was `safe` once and has become `data`."""
-        first = bool(self._chance.integers(2))
+        chance = np.random.default_rng(self._chance.integers(2**63))  # so that no content moves what comes after it
+        first = bool(chance.integers(2))
         if not data.startswith(safe):  # not only longer: the old content or the new
             return data if first else safe
-        reached = int(self._chance.integers(len(safe), len(data) + 1))
-        zeros = int(self._chance.integers(len(data) - reached + 1)) if first else 0
-        return data[:reached] + bytes(zeros)
+        reached = int(chance.integers(len(safe), len(data) + 1))
+        if first:
+            return data[:reached] + bytes(int(chance.integers(len(data) - reached + 1)))
+        left = bytearray(data[:reached])
+        missing = float(chance.choice([0.0, _MISSING]))
+        for begin in range(len(safe) // _BLOCK * _BLOCK, reached, _BLOCK):
+            if chance.random() < missing:
+                place = slice(max(begin, len(safe)), min(begin + _BLOCK, reached))
+                left[place] = bytes(place.stop - place.start)
+        return bytes(left)
 
     # --- Disk ------------------------------------------------------------------------------------------------------
 
@@ -118,7 +133,7 @@ class FakeDisk(Disk):
         """See `Disk`."""
         name = str(path)
         if flags & os.O_DIRECTORY:
-            if name not in self._directories:
+            if not self.is_directory(path):
                 raise _error(errno.ENOENT, name)
             return self._descriptor(_Open(file=None, directory=name))
         file = self._files.get(name)
@@ -127,7 +142,7 @@ class FakeDisk(Disk):
         if file is None or flags & os.O_TRUNC:
             self._change()
         if file is None:
-            if not flags & os.O_CREAT or str(path.parent) not in self._directories:
+            if not flags & os.O_CREAT or not self.is_directory(path.parent):
                 raise _error(errno.ENOENT, name)
             self._need_room(name)
             file = _File()
@@ -226,24 +241,35 @@ class FakeDisk(Disk):
 
     def names(self, directory: Path) -> list[str]:
         """See `Disk`."""
-        if str(directory) not in self._directories:
+        if not self.is_directory(directory):
             raise _error(errno.ENOENT, str(directory))
         return sorted(Path(path).name for path in self._files if Path(path).parent == directory)
 
     def files(self, directory: Path) -> list[tuple[str, int, int]]:
         """See `Disk`."""
-        if str(directory) not in self._directories:
+        if not self.is_directory(directory):
             return []
         found = ((name, self._files[str(directory / name)]) for name in self.names(directory))
-        return [(name, len(file.data), file.time_ns) for name, file in found]
+        return [(name, len(file.data), file.time_ns) for name, file in found if not file.directory]
 
     def touch(self, path: Path, time_ns: int) -> None:
         """See `Disk`."""
         self._files[str(path)].time_ns = time_ns
 
     def make_directory(self, directory: Path) -> None:
-        """See `Disk`. Directories are safe at once: nothing of ours depends on when they are."""
-        self._directories.update(str(one) for one in (directory, *directory.parents))
+        """See `Disk`."""
+        if str(directory) in self._files or directory.parent == directory:
+            raise _error(errno.EEXIST, str(directory))
+        if not self.is_directory(directory.parent):
+            raise _error(errno.ENOENT, str(directory))
+        self._change()
+        self._need_room(str(directory))
+        self._rename((str(directory), _File(directory=True)))
+
+    def is_directory(self, path: Path) -> bool:
+        """See `Disk`."""
+        file = self._files.get(str(path))
+        return path.parent == path or (file is not None and file.directory)
 
     def random_hex(self, count: int) -> str:
         """See `Disk`."""

@@ -38,6 +38,8 @@ _THINK_S: Final = 0.002
 _STEPS_MAX: Final = 5_000
 #: The least that a clock goes on by, so that a rounded deadline is not looked at for ever.
 _TICK_S: Final = 1e-6
+#: Where a process can be told to die.
+DEATHS: Final = ("disk", "message")
 #: Exit codes after which devices/hermes-iot-device.service leaves a device alone: a person is needed.
 _FOR_A_PERSON: Final = frozenset({2, 6, 7})
 
@@ -109,6 +111,7 @@ class Process:
     Attributes:
         clock: its machine's.
         exits: by exit code, how often an error ended it.
+        deaths: by place, see `DEATHS`, how often it died there.
         ended_by: the newest such error.
         given_up: the error after which no service starts it again; empty while one does.
     """
@@ -130,6 +133,7 @@ class Process:
         self.disk = disk
         self.clock = BoardClock(network.clock, started_at=started_at)
         self.exits: Counter[int] = Counter()
+        self.deaths: Counter[str] = Counter()
         self.ended_by = self.given_up = ""
         self.transport: FaultyTransport | None = None
         self._network = network
@@ -180,7 +184,8 @@ class Process:
         """
         if self._dies_in is not None:
             self._dies_in -= 1
-            if self._dies_in < 0:
+            if self._dies_in < 0:  # still so where its own code does something on the way out
+                self.deaths["message" if topic else "disk"] += self._dies_in == -1
                 raise Crashed
         if topic:
             self._says(topic, payload)

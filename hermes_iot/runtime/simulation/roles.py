@@ -28,6 +28,7 @@ from hermes_iot.runtime.trainers import Bench
 from hermes_iot.runtime.worker import Failed
 from hermes_iot.runtime.workshop import Result
 from hermes_iot.storage.disk import using
+from hermes_iot.storage.journal import MARK_BYTES
 from hermes_iot.training.base import Trainer
 from hermes_iot.transport.base import Delivery, Transport, Will
 
@@ -41,6 +42,7 @@ class CoordinatorProcess(Process):
     Attributes:
         topics: of the fleet.
         runner: of its present life; None while it is down.
+        torn_tails: lives that began with a journal whose last write was cut short.
     """
 
     runner: _Watched | None = None
@@ -59,6 +61,7 @@ class CoordinatorProcess(Process):
     ) -> None:
         super().__init__(name, **place)
         self.topics = topics
+        self.torn_tails = 0
         self._run_id = run
         self._config, self._bench, self._settings = config, bench, settings
         self._one_each = one_each
@@ -83,6 +86,7 @@ class CoordinatorProcess(Process):
             session=f"{self.life:016x}",
             clock=self.clock,
         )
+        self.torn_tails += self.runner.run_dir.journal.torn_bytes > MARK_BYTES
         self._audit.led(self.runner.machine)
         expect_models_of(self.runner.machine.manifest, self._wire)  # it counts what the runner counts
         self.runner.start()

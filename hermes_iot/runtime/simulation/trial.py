@@ -86,6 +86,8 @@ class Found:
         applied: updates.
         lives: processes begun.
         exits: by exit code, processes that an error ended.
+        deaths: by place, ``disk`` or ``message``, processes that died there.
+        torn_tails: journals that were found with less than a whole group at their end (half a mark is no group).
         virtual_s: how long it was.
         log_sha256: over all that happened, in order.
         invariant, what, event: of what was violated; empty where all held.
@@ -99,6 +101,8 @@ class Found:
     applied: int = 0
     lives: int = 0
     exits: Mapping[int, int] = field(default_factory=dict)
+    deaths: Mapping[str, int] = field(default_factory=dict)
+    torn_tails: int = 0
     virtual_s: float = 0.0
     log_sha256: str = ""
     invariant: str = ""
@@ -146,6 +150,7 @@ class Trial:
         self.topics = Topics(_FLEET)
         self._ledger = Ledger(self.topics)
         self._newest = "nothing yet"
+        self._standing: dict[str, Process] = {}
         self._faults = Faults(ask.faults, seed=ask.seed, clock=self.clock, topics=self.topics, until_s=FAULTY_S)
         self.network = FaultyNetwork(self.clock, self._faults, queued_messages_max=_QUEUED_MAX)
         self._stranger = MemoryTransport(self.network.broker, client_id=_STRANGER)
@@ -174,6 +179,7 @@ class Trial:
         )
         names = [f"pi-{number + 1}" for number in range(int(chance.integers(_DEVICES[0], _DEVICES[1] + 1)))]
         self.devices = {name: self._board(name, chance) for name in names}
+        self._standing = {process.name: process for process in self.processes}
 
     @property
     def processes(self) -> list[Process]:
@@ -199,8 +205,10 @@ class Trial:
     def found(self, *, invariant: str = "", what: str = "", trace: str = "") -> Found:
         """What came of it so far."""
         exits: Counter[int] = Counter()
+        deaths: Counter[str] = Counter()
         for process in self.processes:
             exits.update(process.exits)
+            deaths.update(process.deaths)
         return Found(
             seed=self.ask.seed,
             strategy=self.strategy,
@@ -209,6 +217,8 @@ class Trial:
             applied=self.audit.applied,
             lives=sum(process.life for process in self.processes),
             exits=dict(exits),
+            deaths=dict(deaths),
+            torn_tails=self.coordinator.torn_tails,
             virtual_s=self.clock.now,
             log_sha256=self._ledger.log_sha256,
             invariant=invariant,
@@ -267,11 +277,10 @@ class Trial:
 
     def _place(self, name: str, *, started_at: float = 0.0) -> dict[str, Any]:
         """What a process of this name stands on."""
-        process: list[Process] = []
 
         def touched() -> None:
-            if process:
-                process[0].touch()
+            if name in self._standing:  # else it is being made: what it finds at its first start
+                self._standing[name].touch()
 
         disk = FakeDisk(self._draws(f"disk of {name}"), on_operation=touched)
         return {

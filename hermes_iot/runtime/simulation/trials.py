@@ -12,6 +12,7 @@ from typing import Any, Final
 from hermes_iot.errors import HermesError
 from hermes_iot.runtime.bench.workers import Failure, each
 from hermes_iot.runtime.simulation.faults import FAULTS
+from hermes_iot.runtime.simulation.processes import DEATHS
 from hermes_iot.runtime.simulation.trial import Ask, Found, attempt
 
 #: Net allocations between two looks for cycles: a trial is over before they matter.
@@ -34,6 +35,8 @@ class Totals:
     strategies: Counter[str] = field(default_factory=Counter)
     injected: Counter[str] = field(default_factory=Counter)
     exits: Counter[int] = field(default_factory=Counter)
+    deaths: Counter[str] = field(default_factory=Counter)
+    torn_tails: int = 0
     checks: int = 0
     applied: int = 0
     lives: int = 0
@@ -47,6 +50,8 @@ class Totals:
         self.strategies[found.strategy] += 1
         self.injected.update(found.injected)
         self.exits.update(found.exits)
+        self.deaths.update(found.deaths)
+        self.torn_tails += found.torn_tails
         self.checks += found.checks
         self.applied += found.applied
         self.lives += found.lives
@@ -65,6 +70,8 @@ class Totals:
             "updates_applied": self.applied,
             "lives": self.lives,
             "exits": {str(code): count for code, count in sorted(self.exits.items())},
+            "deaths": {place: self.deaths[place] for place in DEATHS},
+            "torn_tails": self.torn_tails,
             "virtual_s": self.virtual_s,
             "log_sha256": {str(seed): digest for seed, digest in sorted(self.logs.items())},
             "violated": [
