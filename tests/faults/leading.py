@@ -18,7 +18,7 @@ def config_of(strategy: str, pushes: int):
 
 def leader(url: str, run_dir: Path, strategy: str, pushes: int, **options):
     return toy_coordinator(
-        over_mqtt(url, session_expiry_s=3600, manual_ack=True),
+        over_mqtt(url),
         run_dir,
         fleet=f"kills-{strategy}",
         config=config_of(strategy, pushes),
