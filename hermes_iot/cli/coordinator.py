@@ -29,7 +29,9 @@ def coordinator(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume/--new", help="Go on with the unfinished run if there is one, or begin a new one anyway."),
+        typer.Option(
+            "--resume/--new", help="Go on with the unfinished run if there is one, or begin a new one anyway."
+        ),
     ] = True,
     takeover: Annotated[
         bool, typer.Option("--takeover", help="Lead even if another coordinator seems online.")

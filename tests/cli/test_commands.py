@@ -216,7 +216,7 @@ def test_a_coordinator_leads_a_run_to_its_end_and_prints_one_envelope(coordinato
 @pytest.mark.mosquitto
 @pytest.mark.parametrize("words", [[], ["--resume"]])
 def test_a_run_that_was_interrupted_goes_on_with_the_same_command_without_being_told_where(
-    coordinator, boards, room, mosquitto, fleet, words
+    coordinator, boards, room, mosquitto, fleet, *, words
 ):
     def interrupt(watcher):
         topic = watcher.topics.all("coordinator")
