@@ -12,9 +12,9 @@ import zstandard
 
 from hermes_iot.errors import Incompatible
 from hermes_iot.protocol import codec
-from hermes_iot.protocol.chunks import split
+from hermes_iot.protocol.chunks import parts_for, place, split
 from hermes_iot.protocol.limits import Limits
-from hermes_iot.protocol.messages import DeviceStatus, ModelInfo
+from hermes_iot.protocol.messages import Chunk, DeviceStatus, ModelInfo
 from tests.faults.fleet import board, more_merges
 from tests.faults.stranger import met
 from tests.support.fleet import over_mqtt, running
@@ -145,12 +145,16 @@ def test_F29_a_device_that_finishes_nothing_holds_what_one_device_may_and_nobody
     with met(mosquitto, tmp_path, fleet="loris") as one:
         wire = one.coordinator.link.wire
         limits, chance = wire.limits, random.Random(29)
+        most, resident = limits.message_bytes_max, resident_bytes()
+        parts = parts_for(most, chunk_bytes=100_000)
         for _ in range(50):
             # A claim of the largest message there may be, and never more than its first slice.
-            body = chance.randbytes(100)
-            chunk = next(split(body * 1000, chunk_bytes=1000))
-            one.up("update", codec.encode_chunk(chunk))
+            body = chance.randbytes(place(0, parts, most).stop)
+            one.up(
+                "update", codec.encode_chunk(Chunk(id=chance.randbytes(32), part=0, parts=parts, total=most, body=body))
+            )
         one.settled()
+        assert resident_bytes() - resident < GROWTH_BYTES_MAX
         assert wire.displaced == 50 - 1, "of updates a device has one under way"
         held = wire._reassembler
         assert len(held._transfers) == 1 <= limits.transfers_per_device_max
