@@ -16,8 +16,8 @@ from tests.support.proxy import Line, Proxy, twice
 pytestmark = pytest.mark.mosquitto
 
 _PUBLISH = 3
-#: More pieces than pass before an update does.
-PIECES = 2000
+#: More pieces than pass in a test.
+PIECES = 100_000
 
 
 def is_update(data):
@@ -29,9 +29,10 @@ def is_update(data):
     return data[0] >> 4 == _PUBLISH and b"/update" in data[at : at + 64] and len(data) == at + length
 
 
-def once(change):
-    """An alteration of the first update that passes by itself; and whether one has."""
+def altering(proxy, change):
+    """Have an update altered that passes by itself: the next one whenever the event is cleared; it is set when one was."""
     done = threading.Event()
+    done.set()
 
     def alteration(data):
         if done.is_set() or not is_update(data):
@@ -39,7 +40,8 @@ def once(change):
         done.set()
         return change(data)
 
-    return alteration, done
+    proxy.alter("up", alteration, pieces=PIECES)
+    return done
 
 
 def spoilt(data):
@@ -65,21 +67,16 @@ def fleet(mosquitto, tmp_path, request):
     check(coordinator, records)
 
 
-def altered(proxy, records, change):
-    """Alter one update on its way."""
-    alteration, done = once(change)
-    proxy.alter("up", alteration, pieces=PIECES)
-    assert done.wait(PATIENCE_S)
-    more_merges(records, "pi-01")
-
-
 def test_F11_an_update_with_a_flipped_bit_is_found_by_its_hash_counted_and_sent_again(fleet):
     coordinator, records, proxy = fleet
     more_merges(records, "pi-01")
+    done = altering(proxy, spoilt)
     for number in range(1, 4):
-        altered(proxy, records, spoilt)
+        done.clear()
+        assert done.wait(PATIENCE_S)
         refused = records.wait("refused", number, device="pi-01", channel="update")
         assert refused["reason"] == "checksum"
+        more_merges(records, "pi-01")
     tally = coordinator.machine.tally
     assert (tally.rejected, dict(tally.reasons)) == (3, {"checksum": 3})
 
@@ -87,8 +84,10 @@ def test_F11_an_update_with_a_flipped_bit_is_found_by_its_hash_counted_and_sent_
 def test_F10_an_update_that_the_line_doubles_is_applied_once_and_counted_as_a_duplicate(fleet):
     coordinator, records, proxy = fleet
     more_merges(records, "pi-01")
+    done = altering(proxy, twice)
     for number in range(1, 4):
-        altered(proxy, records, twice)
+        done.clear()
+        assert done.wait(PATIENCE_S)
         records.wait("dropped", number, device="pi-01", outcome="duplicate")
     assert coordinator.machine.tally.duplicate >= 3
     assert coordinator.machine.tally.rejected == 0
