@@ -393,6 +393,7 @@ class Participation:
         update = update_of(
             self.manifest,
             board.memory,
+            device=board.device,
             outgoing=learner.outgoing,
             base_version=learner.base_version,
             base_sha256=learner.base_sha256,

@@ -142,8 +142,10 @@ COVERED = {
         real=("transport/test_transport_contract.py::test_an_expired_message_is_not_delivered",),
     ),
     "F13": Fault(
-        what="a captured update replayed",
+        what="a captured update said again: `duplicate` or `stale` under its device's name, where nothing but a signature"
+        " would tell it from a redelivery; `identity` under another's",
         simulated=(
+            "protocol/test_wire.py::test_an_update_of_another_device_is_refused",
             "core/test_coordinator_machine.py::test_a_repetition_that_nobody_can_be_waiting_for_costs_no_model",
             "core/test_coordinator_machine.py::test_an_update_of_another_run_is_counted_whoever_sends_it",
         ),
