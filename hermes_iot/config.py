@@ -48,7 +48,7 @@ class RunConfig:
         samples, batch: size of a device that was not measured yet, in rows.
         score_on: what merges are weighed and runs are stopped by. "test" is what the authors' code does: it lets the test
             rows steer the training, so the final accuracy is then no longer that of unseen rows.
-        lag_max: updates made from a model older by more versions are stale; None = none is.
+        lag_max: updates made from a model older by more versions are stale; None = by the strategy's bound.
     """
 
     task: str

@@ -12,6 +12,7 @@
     ├── IdConflict              7   somebody else lives under this id
     ├── StorageError            8   a local file is damaged, locked, or the disk is full
     └── ProtocolError           -   the peer's: one message is dropped and counted, nobody stops
+        └── OtherVersion        -   the same, of another version of the protocol
 
 A message has up to three parts: what happened, why, and what mends it. They end up on one line.
 """
@@ -96,3 +97,16 @@ class ProtocolError(HermesError):
     def __init__(self, reason: str, what: str) -> None:
         super().__init__(what)
         self.reason = reason
+
+
+class OtherVersion(ProtocolError):
+    """A message of a protocol version that is not ours.
+
+    Args:
+        what: the sentence for the log.
+        version: that it states; None where it states no number.
+    """
+
+    def __init__(self, what: str, *, version: int | None) -> None:
+        super().__init__("version", what)
+        self.version = version

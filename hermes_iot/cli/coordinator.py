@@ -27,7 +27,12 @@ def coordinator(
         Path | None,
         typer.Option("--run-dir", help="The run's files. [default: runs/<fleet>-<time>, or the unfinished one]"),
     ] = None,
-    new: Annotated[bool, typer.Option("--new", help="Begin a new run even if one is unfinished.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--new", help="Go on with the unfinished run if there is one, or begin a new one anyway."
+        ),
+    ] = True,
     takeover: Annotated[
         bool, typer.Option("--takeover", help="Lead even if another coordinator seems online.")
     ] = False,
@@ -73,7 +78,7 @@ def coordinator(
     )
     settings = run_options.run_config(context)
     options.check_directory(data_dir)
-    if new and run_dir is not None and (run_dir / "registry.json").exists():
+    if not resume and run_dir is not None and (run_dir / "registry.json").exists():
         raise UsageError(f"{run_dir} holds a run already", mend="Give a new run another --run-dir")
     logs.configure(verbose=verbose, quiet=True)
 
@@ -91,7 +96,7 @@ def coordinator(
     # Before seconds of loading: is there a broker, and does nobody else lead?
     look_for_leader(Topics(fleet, prefix=prefix), connect, takeover=takeover)
     directory = run_dir
-    if directory is None and not new:
+    if directory is None and resume:
         directory = unfinished(Path("runs"), fleet, task, strategy)
     if directory is None:
         directory = Path("runs") / f"{fleet}-{datetime.now(UTC):%Y%m%d-%H%M%S}"

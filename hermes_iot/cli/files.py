@@ -20,7 +20,9 @@ from hermes_iot.errors import UsageError
 
 DEFAULT_FILE = "hermes.toml"
 #: What a person decides each time: never taken from the environment nor from a file that is easily shared.
-_BY_HAND = frozenset({"help", "config", "version", "constants", "new", "takeover", "as_json", "yes", "forget_journal"})
+_BY_HAND = frozenset(
+    {"help", "config", "version", "constants", "resume", "takeover", "as_json", "yes", "forget_journal"}
+)
 #: A demo brings its own broker, and a simulation its fleet, recorded run or faults, whatever the environment of a real one says.
 _BY_HAND_IN = frozenset(
     {("demo", "broker"), ("simulate", "fleet"), ("simulate", "source"), ("simulate", "faults"), ("simulate", "seeds")}

@@ -74,7 +74,9 @@ FineOption = Annotated[
     ),
 ]
 TelemetryOption = Annotated[str, typer.Option("--telemetry", help="off, sampled or full: metrics of every iteration.")]
-LagMax = Annotated[int | None, typer.Option("--lag-max", help="Updates older by more versions are stale.")]
+LagMax = Annotated[
+    int | None, typer.Option("--lag-max", help="Updates older by more versions are stale. [default: the strategy's]")
+]
 Chunk = Annotated[int, typer.Option("--chunk-bytes", help="Largest piece of a tensor message.")]
 Constants = Annotated[
     list[str] | None,

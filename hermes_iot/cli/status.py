@@ -13,7 +13,7 @@ import typer
 
 from hermes_iot.cli import logs, options
 from hermes_iot.cli.connect import BrokerOptions
-from hermes_iot.errors import ProtocolError, TimedOut
+from hermes_iot.errors import Incompatible, OtherVersion, ProtocolError, TimedOut
 from hermes_iot.protocol.topics import Topics
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 #: Retained messages come in one burst; if none came for so long, the burst is over. Live ones never end.
 _SILENCE_S = 0.3
+_UPGRADE = "Run the same hermes-iot everywhere"
 
 
 @dataclass(slots=True)
@@ -35,12 +36,18 @@ class Row:
 
 @dataclass(slots=True)
 class Seen:
-    """What the topics say of a fleet. `dropped` counts messages that could not be read."""
+    """What the topics say of a fleet. `dropped` counts messages that could not be read, `versions` are those of them."""
 
     coordinator: CoordinatorStatus | None = None
     manifest: RunManifest | None = None
     devices: dict[str, Row] = field(default_factory=dict)
     dropped: int = 0
+    versions: set[int] = field(default_factory=set)
+
+    @property
+    def empty(self) -> bool:
+        """Nothing could be read."""
+        return self.coordinator is None and self.manifest is None and not self.devices
 
 
 def status(
@@ -66,7 +73,9 @@ def status(
     import secrets
 
     seen = look(topics, access.connector()(f"view-{secrets.token_hex(8)}", None), timeout_s=timeout)
-    if seen.coordinator is None and seen.manifest is None and not seen.devices:
+    if seen.empty and seen.versions:
+        raise Incompatible(f"fleet {fleet!r} at {access.address} {_versions(seen)}", mend=_UPGRADE)
+    if seen.empty:
         raise TimedOut(
             f"nothing is known of fleet {fleet!r} at {access.address}",
             why=f"no retained message came within {timeout:g} s",
@@ -106,8 +115,10 @@ def look(topics: Topics, transport: Transport, *, timeout_s: float) -> Seen:
                 until = time.monotonic() + min(_SILENCE_S, timeout_s)
             try:
                 received = wire.incoming(event.topic, event.payload, now=time.monotonic())
-            except ProtocolError:
+            except ProtocolError as error:
                 seen.dropped += 1
+                if isinstance(error, OtherVersion) and error.version is not None:
+                    seen.versions.add(error.version)
                 continue
             if received is None:
                 continue
@@ -146,6 +157,7 @@ def envelope(fleet: str, seen: Seen) -> dict[str, Any]:
             for name, row in sorted(seen.devices.items())
         },
         "dropped": seen.dropped,
+        "other_versions": sorted(seen.versions),
     }
 
 
@@ -185,6 +197,15 @@ def _print(fleet: str, seen: Seen) -> None:
     console.print(table)
     if seen.dropped:
         console.print(f"{seen.dropped} messages could not be read")
+    if seen.versions:
+        console.print(Text(f"fleet {fleet} {_versions(seen)}. {_UPGRADE}"))
+
+
+def _versions(seen: Seen) -> str:
+    from hermes_iot.protocol.messages import VERSION
+
+    others = " and ".join(map(str, sorted(seen.versions)))
+    return f"speaks protocol version {others}, this hermes-iot version {VERSION}"
 
 
 def _cells(row: Row) -> list[str]:

@@ -96,7 +96,10 @@ class Aggregator:
     def take(
         self, manifest: RunManifest, member: Member, update: Update, *, lag_max: int | None, closed: bool
     ) -> Verdict:
-        """What becomes of an update. `manifest` is the run's as it stands, `closed` that it is over."""
+        """What becomes of an update. `manifest` is the run's as it stands, `closed` that it is over.
+
+        `lag_max` is what a person says; None leaves the bound to the strategy.
+        """
         standing = Standing(
             manifest=manifest,
             codecs=self._codecs,
@@ -104,7 +107,7 @@ class Aggregator:
             session=member.session,
             handled=member.handled,
             version=self.model.version,
-            lag_max=lag_max,
+            lag_max=lag_max if lag_max is not None else self.regime.lag_max(len(self._fleet)),
             closed=closed,
         )
         planned = member.allocation.steps if member.allocation is not None else 0

@@ -25,6 +25,7 @@ from hermes_iot.core.effects import Effect, Journal, Quit, Record, Resend, Send,
 from hermes_iot.core.global_model import BASES_MAX
 from hermes_iot.core.member import Member
 from hermes_iot.core.pace import Pace, Stopwatch
+from hermes_iot.core.quota import Quota
 from hermes_iot.core.redo import Entry, weight
 from hermes_iot.core.roster import Roster
 from hermes_iot.core.settings import CoordinatorSettings
@@ -59,6 +60,9 @@ __all__ = ["Coordinator", "CoordinatorSettings", "Restored"]
 #: otherwise work for minutes as if nothing was known. Each device is such news once, so this costs it a fixed amount.
 NEWS_SHARE: Final = 1 / 8
 
+
+#: So many refusals of who is no member are recorded at once, and one a second after that.
+STRANGERS_TOLD: Final = 20
 
 #: So much of a session's name fits into a command's.
 _SESSION_MAX: Final = 40
@@ -99,6 +103,7 @@ class Coordinator:
         self._watch = Stopwatch(started_at=now, limit_s=settings.rules.max_wall_s)
         self._shipped = Shipped()
         self._gaps_asked = 0
+        self._strangers = Quota(burst=STRANGERS_TOLD, interval_s=1.0)  # whose refusals are recorded
         self._connected = False
         self._keyframe_version = -1
         self._checkpoint_version = -1
@@ -211,6 +216,9 @@ class Coordinator:
         """The shell could not decode a message; a lost update is counted like any other refusal."""
         if channel == "update":
             self.tally.count("rejected", reason)
+        # Whoever is no member may be anybody, and a line is longer than what it tells of.
+        if device not in self.members and not self._strangers.take(now=self.progress.elapsed_s):
+            return []
         return [records.refused(device, channel, reason)]
 
     def received(self, received: Received, *, now: float) -> list[Effect]:

@@ -370,8 +370,8 @@ class Device:
 
 
 def _fits(update: Update, manifest: RunManifest) -> bool:
-    """Whether an update of an earlier life can be sent into this run."""
-    return (update.run, update.model, update.codec) == (manifest.run, manifest.model.sha256, manifest.codec)
+    """Whether an update of an earlier life can be sent into this run; which codecs it may be in the coordinator knows."""
+    return (update.run, update.model) == (manifest.run, manifest.model.sha256)
 
 
 def _check_layout(manifest: RunManifest) -> None:

@@ -32,12 +32,14 @@ class Leader:
         online: somebody leads, and takes in what is sent.
         session: of the coordinator last seen online; empty before the first.
         devices: how many it leads, as it said last.
+        devices_most: the most there ever were: one that has just begun to lead has not met everybody yet.
         epoch, heard_at: the newest, and when a word of it was heard last.
     """
 
     online: bool = False
     session: str = ""
     devices: int = 0
+    devices_most: int = 0
     epoch: int = 0
     heard_at: float = -math.inf
 
@@ -65,4 +67,5 @@ class Leader:
             return False
         there, came = not status.reason, not self.online or status.session != self.session
         self.online, self.session, self.devices = there, status.session, status.devices_online
+        self.devices_most = max(self.devices_most, self.devices)
         return there and came

@@ -23,7 +23,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -53,6 +53,15 @@ class Outgoing:
     steps: int
 
 
+class _Arrived(NamedTuple):
+    """A model that waits for the end of an iteration; see `Learner.adopt`."""
+
+    version: int
+    vector: Params
+    iterations: int
+    stale: bool
+
+
 class Learner:
     """Mutable, owned by one `Device`.
 
@@ -79,7 +88,7 @@ class Learner:
         self._params: Params | None = None
         self._origin: Params | None = None
         self._residual: Params | None = None
-        self._arrived: tuple[int, Params, int] | None = None
+        self._arrived: _Arrived | None = None
         self._rate_scale = 1.0
         self._highest_loss = 0.0
         self._lenience = 1.0
@@ -121,8 +130,13 @@ class Learner:
         """Typical seconds of one mini-batch, whatever the size; 0 when not known yet."""
         return median(self._batch_times) if self._batch_times else 0.0
 
-    def adopt(self, version: int, vector: Params, iterations: int = 0) -> None:
-        """Train from the fleet's model from now on; `iterations` as in `Model`."""
+    def adopt(self, version: int, vector: Params, iterations: int = 0, *, stale: bool = False) -> None:
+        """Train from the fleet's model from now on; `iterations` as in `Model`.
+
+        `stale`: what was learnt since the last push is from a model too old, and is not taken along.
+        """
+        if stale:
+            self._params = self._origin
         if self._policy is None:
             self._policy = self._strategy.device_start(vector)
         self._policy = self._strategy.adopted(self._policy, vector, iterations=iterations)
@@ -139,9 +153,12 @@ class Learner:
         self._walked_at_base = self._walked
         self._arrived = None
 
-    def adopt_later(self, version: int, vector: Params, iterations: int = 0) -> None:
+    def adopt_later(self, version: int, vector: Params, iterations: int = 0, *, stale: bool = False) -> None:
         """The same, at the end of the iteration that is running."""
-        self._arrived = (version, vector, iterations)
+        self._arrived = _Arrived(version, vector, iterations, stale)
+
+    def _adopt_arrived(self, arrived: _Arrived) -> None:
+        self.adopt(arrived.version, arrived.vector, arrived.iterations, stale=arrived.stale)
 
     def reallocated(self, allocation: Allocation) -> None:
         """Another allocation is in force; times of another size say nothing about it (a new shard is no new size)."""
@@ -230,15 +247,16 @@ class Learner:
         self.outgoing = self.moved = None
         self.loss = result.loss if math.isfinite(result.loss) else None
         sound = self.loss is not None and is_finite(result.params) and not self._exploded(result)
-        if self._arrived is not None and not self.regime.displaces:
-            # The answer to an earlier push came while this iteration ran: the fleet's model wins over local work.
+        if self._arrived is not None and (self._arrived.stale or not self.regime.displaces):
+            # The answer to an earlier push came while this iteration ran: the fleet's model wins over local work, unless
+            # that is a displacement and not too old.
             self._params = self._origin
-            self.adopt(*self._arrived)
+            self._adopt_arrived(self._arrived)
             self.decision = Decision(push=False, why="superseded")
         elif not sound:
             self._diverge(result)
             if self._arrived is not None:
-                self.adopt(*self._arrived)
+                self._adopt_arrived(self._arrived)
         else:
             self._go_on(result, hold=hold and self.regime.displaces)
         return self.decision
@@ -275,7 +293,7 @@ class Learner:
             decision = replace(decision, push=False, why="held")
         self._params, self._policy, self.decision = result.params, policy, decision
         if self._arrived is not None:
-            self.adopt(*self._arrived)
+            self._adopt_arrived(self._arrived)
         if decision.push and not self._push():
             self._policy = before
             self._diverge(result)

@@ -176,11 +176,20 @@ class Participation:
         answered = not keyframe and self.outbox.answered(model.session, model.seq)
         if learner.base is not None and not answered:
             return []
+        stale = self._outlived(model.version)
         if self._training:
-            learner.adopt_later(model.version, vector, model.iterations)
+            learner.adopt_later(model.version, vector, model.iterations, stale=stale)
             return []
-        learner.adopt(model.version, vector, model.iterations)
+        learner.adopt(model.version, vector, model.iterations, stale=stale)
         return [*self.forget_keyframe(), *self.proceed(now=now)]
+
+    def _outlived(self, version: int) -> bool:
+        """Whether what was learnt here since the last model is too old for the fleet's, as an update of it would be."""
+        learner = self.learner
+        if learner is None or learner.base is None:
+            return False
+        most = learner.regime.lag_max(self._board.leader.devices_most)
+        return most is not None and version - learner.base_version > most
 
     def shard_came(self, shard: Shard) -> list[Effect]:
         """Rows came."""
@@ -390,6 +399,7 @@ class Participation:
         update = update_of(
             self.manifest,
             board.memory,
+            device=board.device,
             outgoing=learner.outgoing,
             base_version=learner.base_version,
             base_sha256=learner.base_sha256,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from hermes_iot.core.effects import Record, StoreMemory
 from hermes_iot.core.learner import Learner, Outgoing
-from hermes_iot.domain import Trained
+from hermes_iot.domain import DeviceId, Trained
 from hermes_iot.protocol.messages import Allocation, DeviceState, Metrics, Phase, RunManifest, Update
 
 
@@ -68,6 +68,7 @@ def update_of(
     manifest: RunManifest,
     memory: StoreMemory,
     *,
+    device: DeviceId,
     outgoing: Outgoing,
     base_version: int,
     base_sha256: str,
@@ -92,6 +93,7 @@ def update_of(
         iterations=outgoing.iterations,
         steps=outgoing.steps,
         base=base_sha256,
+        device=device,
         body=outgoing.body,
     )
 

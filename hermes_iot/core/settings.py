@@ -38,7 +38,7 @@ class CoordinatorSettings:
         rules: when the run ends.
         first: size of a device nobody has measured yet.
         codec_for: (pattern of device ids, codec of their updates); the first that fits counts, else the run's codec.
-        lag_max: an update made from a model older by more versions is stale; None = never.
+        lag_max: an update made from a model older by more versions is stale; None = the strategy's bound.
         keyframe_interval_s, status_interval_s, resize_interval_s: at most this often, and in a large fleet no more often
             than every `announce_s_per_device` times its size.
         announce_s_per_device: what is said to everybody, or computed for everybody, costs a message or a sum for each

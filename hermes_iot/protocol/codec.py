@@ -19,8 +19,8 @@ from typing import Any, Final, TypeVar, cast
 import msgpack
 import zstandard
 
-from hermes_iot.errors import ProtocolError
-from hermes_iot.protocol.limits import Limits
+from hermes_iot.errors import OtherVersion, ProtocolError
+from hermes_iot.protocol.limits import INTEGER_MAX, Limits
 from hermes_iot.protocol.messages import VERSION, Chunk, TensorMessage
 from hermes_iot.protocol.schema import brief, from_json, from_mapping, to_json, to_mapping
 
@@ -64,8 +64,9 @@ def decode_json(payload: bytes, kind: type[T], limits: Limits) -> T:
         return from_json(payload, kind)
     except ProtocolError as error:
         # Another version may differ in any field, and only the first fault is reported: look at `v` by itself.
-        if error.reason == "schema" and _declared_version(payload) not in (None, VERSION):
-            raise ProtocolError("version", _foreign_version(kind.__name__)) from error
+        version = _declared_version(payload) if error.reason == "schema" else None
+        if version not in (None, VERSION):
+            raise _other_version(kind.__name__, version) from error
         raise
 
 
@@ -196,7 +197,7 @@ def _unpack(payload: bytes | memoryview, name: str) -> dict[str, Any]:
     if not isinstance(mapping, dict):
         raise ProtocolError("msgpack", f"{name} is a {type(mapping).__name__}, not a map")
     if mapping.get("v") != VERSION:
-        raise ProtocolError("version", _foreign_version(name))
+        raise _other_version(name, mapping.get("v"))
     return mapping
 
 
@@ -261,5 +262,10 @@ def _declared_version(payload: bytes) -> int | None:
         return None
 
 
-def _foreign_version(name: str) -> str:
-    return f"{name} of another protocol version; this side speaks {VERSION}: run the same hermes-iot on both sides"
+def _other_version(name: str, stated: object) -> OtherVersion:
+    version = None
+    if isinstance(stated, int) and not isinstance(stated, bool) and abs(stated) <= INTEGER_MAX:
+        version = stated
+    which = "another protocol version" if version is None else f"protocol version {version}"
+    what = f"{name} of {which}; this side speaks {VERSION}: run the same hermes-iot on both sides"
+    return OtherVersion(what, version=version)

@@ -20,6 +20,7 @@ from hermes_iot.protocol.schema import (
     ChunkBytes,
     Count,
     Digest,
+    MaybeName,
     MaybeSha256,
     Name,
     Positive,
@@ -348,6 +349,7 @@ class Update:
         samples, mini_batches, train_s: of the newest iteration; `iterations`: local iterations since the last push.
         steps: mini-batches since the last push.
         base: SHA-256 of the vector the device last received, where this update is made from it or an answer may be.
+        device: whose it is; on the topic of another it is refused. Empty from a device that does not say it yet.
     """
 
     run: Name
@@ -365,6 +367,7 @@ class Update:
     iterations: Count
     steps: Count = 0
     base: MaybeSha256 = ""
+    device: MaybeName = ""
     body: bytes
     v: Literal[1] = 1
 

@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 # \Z, not $: the latter lets a trailing newline through.
 Name = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
+MaybeName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{0,64}\Z")]
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 MaybeSha256 = Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")]
 Text = Annotated[str, Meta(max_length=512)]

@@ -297,6 +297,8 @@ class Wire:
         if whole is None:
             return None
         message = codec.decode_tensors(whole, kind, limits)
+        if isinstance(message, Update) and message.device not in {"", address.device}:
+            raise ProtocolError("identity", f"update of {message.device} on the topic of {address.device}")
         return Received(message=message, device=address.device, tensor=True)
 
     def _document(self, message: Message) -> bytes:

@@ -5,6 +5,9 @@ most once a second because a write per record wears SD cards and slows the coord
 and may leave half a line; the next process of the run ends that line and goes on behind it, and the reader skips it.
 What a full disk has no room for is counted as lost, said once in the log, and ends no run: the lines after it are
 written when there is room. Any other failure of the disk is raised once; from then on lines are only counted.
+
+A file that has grown large becomes metrics.jsonl.1, the one before it metrics.jsonl.2, and so on; the oldest is deleted.
+So a run that goes on for weeks keeps what happened last, and whoever reads metrics.jsonl reads all of them in order.
 """
 
 from __future__ import annotations
@@ -28,6 +31,9 @@ from hermes_iot.storage.atomic import DiskFull, storage_error
 log = logging.getLogger(__name__)
 
 FLUSH_INTERVAL_S: Final = 1.0
+#: A file as large as this is put behind a new one, and so many are kept besides it. About a million lines in all.
+FILE_BYTES_MAX: Final = 64 * 1024 * 1024
+OLDER_MAX: Final = 3
 #: No record of ours comes near it; whatever is longer was not written by us.
 LINE_BYTES_MAX: Final = 65_536
 _END: Final = b"\n"
@@ -61,7 +67,9 @@ class MetricsLog:
         lost: records that were not written because the disk was full or failed, or the log was closed.
     """
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, path: Path, *, clock: Callable[[], float] = time.monotonic, file_bytes_max: int = FILE_BYTES_MAX
+    ) -> None:
         """Open, or create, the file.
 
         Raises:
@@ -70,12 +78,14 @@ class MetricsLog:
         self.path = path
         self.lost = 0
         self._clock = clock
+        self._file_bytes_max = file_bytes_max
         self._flushed_at = clock()
         self._lines: list[bytes] = []
         self._full = False
         self._lock = threading.Lock()
+        self._descriptor: int | None = None
         try:
-            self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._descriptor = _opened(path)
         except OSError as error:
             raise self._error(error) from error
         if _ends_torn(self._descriptor):
@@ -146,6 +156,24 @@ class MetricsLog:
             return
         self._full = False
         self._lines.clear()
+        self._rotate()
+
+    def _rotate(self) -> None:
+        """Begin another file where this one is large enough."""
+        if self._descriptor is None or os.fstat(self._descriptor).st_size < self._file_bytes_max:
+            return
+        try:
+            for number in range(OLDER_MAX, 0, -1):
+                younger = _older(self.path, number - 1)
+                if younger.exists():
+                    younger.replace(_older(self.path, number))
+            descriptor = _opened(self.path)
+        except OSError as error:
+            failure = self._error(error)
+            self._give_up()
+            raise failure from error
+        os.close(self._descriptor)
+        self._descriptor = descriptor
 
     def _give_up(self) -> None:
         if self._descriptor is not None:
@@ -158,7 +186,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a run, oldest first, of a finished run or one still going on.
+    """The records of a run that are kept, oldest first, of a finished run or one still going on.
 
     Lines that are no records (a writer was killed, a card lost a block) are skipped, and counted in the log.
 
@@ -170,17 +198,29 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """
     skipped = 0
     try:
-        with path.open("rb") as file:
-            while line := file.readline(LINE_BYTES_MAX):
-                record = _record(line)
-                if record is not None:
-                    yield record
-                elif line.endswith(b"\n"):  # else it is still being written
-                    skipped += 1
+        for one in (_older(path, number) for number in range(OLDER_MAX, -1, -1)):
+            if one != path and not one.exists():
+                continue
+            with one.open("rb") as file:
+                while line := file.readline(LINE_BYTES_MAX):
+                    record = _record(line)
+                    if record is not None:
+                        yield record
+                    elif line.endswith(b"\n"):  # else it is still being written
+                        skipped += 1
     except OSError as error:
         raise storage_error(error, f"cannot read {path}", path.parent) from error
     if skipped:
         log.warning("metrics path=%s lines_skipped=%d", path, skipped)
+
+
+def _older(path: Path, number: int) -> Path:
+    """The file that was begun so many files before the present one."""
+    return path.with_name(f"{path.name}.{number}") if number else path
+
+
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -34,10 +34,18 @@ from hermes_iot.core.effects import (
     Train,
 )
 from hermes_iot.domain import DeviceId
-from hermes_iot.errors import HermesError, IdConflict, ProtocolError, StorageError, UsageError
+from hermes_iot.errors import (
+    HermesError,
+    IdConflict,
+    Incompatible,
+    OtherVersion,
+    ProtocolError,
+    StorageError,
+    UsageError,
+)
 from hermes_iot.protocol import codec
 from hermes_iot.protocol.limits import Limits
-from hermes_iot.protocol.messages import DeviceStatus, RunManifest, Shard, StrategyInfo, Update
+from hermes_iot.protocol.messages import VERSION, DeviceStatus, RunManifest, Shard, StrategyInfo, Update
 from hermes_iot.protocol.topics import Topics
 from hermes_iot.runtime.claim import Claim
 from hermes_iot.runtime.link import Link, check_refusal
@@ -321,11 +329,25 @@ class DeviceRunner:
                 self.machine.arriving(delivery.topic.rpartition("/")[2], until=until)
         except ProtocolError as error:
             self._dropped(delivery.topic, error)
+            self._check_version(delivery.topic, error)
         self._perform(effects)
 
     def _dropped(self, where: str, error: ProtocolError) -> None:
         self.machine.refused()
         log.warning("dropped topic=%s reason=%s detail=%s", where, error.reason, error)
+
+    def _check_version(self, topic: str, error: ProtocolError) -> None:
+        """A run of a later protocol: nothing that is said in it will ever be understood here. An older one may give way.
+
+        Raises:
+            Incompatible: it is.
+        """
+        if isinstance(error, OtherVersion) and topic == self.topics.all("run") and (error.version or 0) > VERSION:
+            raise Incompatible(
+                f"fleet {self.config.fleet!r} is led in protocol version {error.version}",
+                why=f"hermes-iot {__version__} on this board speaks version {VERSION}",
+                mend="Install the coordinator's hermes-iot here",
+            )
 
     def _refused(self, event: Refused) -> None:
         if event.topic == self._own_status:  # we also write there, and a refusal does not say which of the two it was

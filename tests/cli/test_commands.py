@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -215,8 +216,9 @@ def test_a_coordinator_leads_a_run_to_its_end_and_prints_one_envelope(coordinato
 
 
 @pytest.mark.mosquitto
+@pytest.mark.parametrize("words", [[], ["--resume"]])
 def test_a_run_that_was_interrupted_goes_on_with_the_same_command_without_being_told_where(
-    coordinator, boards, room, mosquitto, fleet
+    coordinator, boards, room, mosquitto, fleet, *, words
 ):
     def interrupt(watcher):
         topic = watcher.topics.all("coordinator")
@@ -231,12 +233,26 @@ def test_a_run_that_was_interrupted_goes_on_with_the_same_command_without_being_
         assert code == 130
         assert "Run the same command again to go on with it" in " ".join(out.split())
         (directory,) = (room / "runs").iterdir()
-        code, out, _ = coordinator("--max-wall", "1s", "--json")
+        code, out, _ = coordinator("--max-wall", "1s", "--json", *words)
     assert code == 0
     document = json.loads(out)
     assert document["run"] in watcher.newest(watcher.topics.all("run"), RunManifest).run
     assert list((room / "runs").iterdir()) == [directory]
     assert document["updates_applied"] >= 3
+
+
+@pytest.mark.mosquitto
+def test_new_leaves_an_unfinished_run_as_it_is_and_begins_another(lead, coordinator, room):
+    with running(lead(rules=StopRules())) as one:
+        one.leave()
+    left = room / "runs" / "left"
+    left.parent.mkdir()
+    (room / "run").rename(left)
+    before = (left / "registry.json").read_bytes()
+    code, out, _ = coordinator("--new", "--max-wall", "0.2s", "--json")
+    assert code == 0
+    assert Path(json.loads(out)["run_dir"]).resolve() != left
+    assert (left / "registry.json").read_bytes() == before
 
 
 @pytest.mark.mosquitto

@@ -8,7 +8,8 @@ import pytest
 from hermes_iot.cli import main
 from hermes_iot.core.coordinator import CoordinatorSettings
 from hermes_iot.core.stopping import StopRules
-from tests.support.fleet import Records, over_mqtt, running, toy_config, toy_coordinator, toy_device
+from hermes_iot.protocol.topics import Topics
+from tests.support.fleet import PATIENCE_S, Records, over_mqtt, running, toy_config, toy_coordinator, toy_device
 
 pytestmark = pytest.mark.mosquitto
 
@@ -109,3 +110,29 @@ def test_what_cannot_be_read_is_counted_and_colours_nothing(status, mosquitto):
     assert "2 messages could not be read" in out
     assert "\x1b[2J" not in out
     assert json.loads(status("junk", "--json")[1])["dropped"] == 2
+
+
+def say(mosquitto, fleet, version):
+    """A manifest of that version, retained, as the only word on a fleet or beside others."""
+    transport = over_mqtt(mosquitto)("says", None)
+    transport.start(lambda _event: None, timeout_s=PATIENCE_S)
+    transport.publish(Topics(fleet).all("run"), json.dumps({"v": version, "of": "tomorrow"}).encode(), retain=True)
+    assert transport.flush(timeout_s=PATIENCE_S)
+    transport.close()
+
+
+def test_a_fleet_that_speaks_another_version_is_incompatible_and_both_are_named(status, mosquitto):
+    say(mosquitto, "tomorrow", 2)
+    code, out, err = status("tomorrow", "--timeout", "0.5")
+    assert (code, out) == (6, "")
+    assert "speaks protocol version 2, this hermes-iot version 1" in err
+    assert err.count("\n") == 1
+
+
+def test_a_word_of_another_version_beside_ours_is_told(status, fleet, mosquitto):
+    say(mosquitto, fleet[0], 3)
+    code, out, _ = status(fleet[0])
+    assert code == 0
+    assert f"fleet {fleet[0]} speaks protocol version 3, this hermes-iot version 1" in out
+    _, out, _ = status(fleet[0], "--json")
+    assert json.loads(out)["other_versions"] == [3]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hermes_iot.algorithms.compression import pack, unpack
 from hermes_iot.algorithms.strategies.base import Regime
+from hermes_iot.core.effects import StoreMemory
 from hermes_iot.core.learner import Learner
 from hermes_iot.domain import Sizing
 from hermes_iot.protocol.messages import Ack, Allocation, Update
@@ -17,6 +20,8 @@ from tests.core.hand import (
     birth,
     manifest,
     model,
+    of,
+    online,
     rows_as_bytes,
     sent,
     state,
@@ -84,6 +89,23 @@ def test_a_device_writes_its_updates_in_the_codec_it_was_told():
     one = pushed(board.trained(value=7.0))
     assert one.codec == "int8"
     assert unpack(one.body, "int8", 4).tolist() == [7, 7, 7, 7]
+
+
+@pytest.mark.parametrize("codec", ["", "int8"])
+def test_what_it_had_not_seen_acked_is_sent_again_after_a_restart_whatever_codec_it_is_in(codec):
+    board = Board()
+    board.machine.connected(now=board.now)
+    board.tell(online())
+    board.tell(manifest())
+    board.prepare()
+    board.tell(allocation(codec=codec))
+    board.tell(model(), keyframe=True)
+    effects = board.trained(value=7.0)
+    (memory,) = of(effects, StoreMemory)
+    again = Board(memory=replace(memory, session=memory.session + 1))
+    again.machine.connected(now=again.now)
+    again.tell(manifest())
+    assert pushed(again.tell(online())) == pushed(effects)
 
 
 @pytest.mark.parametrize(

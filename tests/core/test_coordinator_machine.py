@@ -13,7 +13,7 @@ from hermes_iot.algorithms.compression import unpack
 from hermes_iot.algorithms.gate import GateConfig
 from hermes_iot.algorithms.strategies.hermes import Hermes, HermesConfig
 from hermes_iot.algorithms.trees import sha256
-from hermes_iot.core.coordinator import Restored
+from hermes_iot.core.coordinator import STRANGERS_TOLD, Restored
 from hermes_iot.core.effects import Checkpoint, Quit, SendKeyframe
 from hermes_iot.core.stopping import StopRules
 from hermes_iot.domain import Score, Sizing
@@ -414,6 +414,22 @@ def test_an_update_that_only_waits_for_others_is_no_aggregation_for_the_patience
         desk.hear(update(seq))
     assert not desk.machine.finished
     assert (desk.machine.progress.applied, desk.machine.version) == (9, 0)
+
+
+def test_refusals_of_who_is_no_member_are_recorded_so_often_and_no_more_but_all_are_counted():
+    desk = Desk(status_interval_s=1.0).up()
+    desk.hear(birth())
+
+    def told(count, device):
+        effects = [one for _ in range(count) for one in desk.machine.malformed(device, "update", "msgpack")]
+        return len(recorded(effects, "refused"))
+
+    assert told(100, "stranger") == STRANGERS_TOLD
+    assert told(100, "another") == 0
+    assert told(100, "d1") == 100
+    desk.wait(5.5)
+    assert told(100, "stranger") == 5
+    assert desk.machine.tally.reasons == {"msgpack": 400}
 
 
 def test_malformed_updates_are_counted_and_other_malformed_messages_recorded():

@@ -1,6 +1,7 @@
 """Which test shows which fault of reliability.md to be survived, so that `pytest -k F10` runs them all.
 
-A test in this folder bears its fault's number in its name. Those that stand elsewhere, beside what they test, are
+A test in this folder bears its fault's number in its name or its file's, and is real where it starts something real: a broker, a
+process, a line of its own; which is looked up in its source. Those that stand elsewhere, beside what they test, are
 listed here. `python -m tests.faults.covered` writes the table in README.md anew.
 """
 
@@ -13,7 +14,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 README = Path(__file__).with_name("README.md")
-_NUMBERED = re.compile(r"test_(F\d\d)_\w+\.py")
+_NUMBERED = re.compile(r"test_(F\d\d)_\w+")
+#: Whoever uses one of these has to do with a broker, a process, a socket, a disk or a network that is really there.
+_REAL = frozenset(
+    {
+        "mosquitto",
+        "MosquittoBroker",
+        "ScriptedBroker",
+        "Proxy",
+        "Namespace",
+        "Popen",
+        "subprocess",
+        "kill",
+        "small_disk",
+    }
+)
 _HEAD = """# Which test shows which fault to be survived
 
 `pytest -k F08` runs all tests of fault F8. *Simulated*: machines, codecs or files alone, in virtual time or in memory.
@@ -127,8 +142,10 @@ COVERED = {
         real=("transport/test_transport_contract.py::test_an_expired_message_is_not_delivered",),
     ),
     "F13": Fault(
-        what="a captured update replayed",
+        what="a captured update said again: `duplicate` or `stale` under its device's name, where nothing but a signature"
+        " would tell it from a redelivery; `identity` under another's",
         simulated=(
+            "protocol/test_wire.py::test_an_update_of_another_device_is_refused",
             "core/test_coordinator_machine.py::test_a_repetition_that_nobody_can_be_waiting_for_costs_no_model",
             "core/test_coordinator_machine.py::test_an_update_of_another_run_is_counted_whoever_sends_it",
         ),
@@ -211,8 +228,8 @@ COVERED = {
             "core/test_coordinator_machine.py::test_what_cannot_be_applied_is_counted_acked_and_answered_with_the_present_model",
             "core/test_device_machine.py::test_a_task_of_another_layout_ends_it",
             "core/test_device_machine.py::test_a_model_of_another_layout_is_refused",
+            "runtime/test_data_modes.py::test_a_model_of_another_layout_is_refused",
         ),
-        real=("runtime/test_data_modes.py::test_a_model_of_another_layout_is_refused",),
     ),
     "F24": Fault(
         what="another protocol version",
@@ -309,14 +326,55 @@ def missing() -> list[str]:
     return sorted(one for one in listed if not _exists(one))
 
 
-def here() -> dict[str, list[str]]:
-    """The test files of this folder, by fault."""
-    found: dict[str, list[str]] = {}
+def here() -> dict[str, Fault]:
+    """The tests of this folder, by the fault in their names."""
+    simulated: dict[str, list[str]] = {}
+    real: dict[str, list[str]] = {}
     for path in sorted(Path(__file__).parent.glob("test_F*.py")):
-        match = _NUMBERED.fullmatch(path.name)
-        assert match, f"{path.name} does not bear its fault's number"
-        found.setdefault(match[1], []).append(f"faults/{path.name}")
-    return found
+        of_file, tree = _NUMBERED.fullmatch(path.stem), ast.parse(path.read_text())
+        assert of_file, f"{path.name} does not bear its fault's number"
+        for name in (one.name for one in tree.body if isinstance(one, ast.FunctionDef)):
+            if name.startswith("test_"):
+                number = (_NUMBERED.fullmatch(name) or of_file)[1]
+                kind = real if is_real(tree, name) else simulated
+                kind.setdefault(number, []).append(f"faults/{path.name}::{name}")
+    return {
+        number: Fault(what="", simulated=tuple(simulated.get(number, ())), real=tuple(real.get(number, ())))
+        for number in {*simulated, *real}
+    }
+
+
+def is_real(tree: ast.Module, test: str) -> bool:
+    """Whether a test, what it uses of its module's functions and classes, or the module's marks name something real."""
+    parts = {one.name: one for one in tree.body if isinstance(one, ast.FunctionDef | ast.ClassDef)}
+    marks = [one for one in tree.body if isinstance(one, ast.Assign) and _words(one.targets[0]) == {"pytestmark"}]
+    seen, words = set(), set().union(*map(_words, marks))
+    while todo := ({test} | words) & set(parts) - seen:
+        seen |= todo
+        words |= set().union(*(_words(parts[name]) for name in todo))
+    return bool(words & _REAL)
+
+
+def pretended() -> list[str]:
+    """What is listed as real, and names nothing that is."""
+    return sorted(one for fault in COVERED.values() for one in fault.real if not _any_real(one))
+
+
+def _any_real(one: str) -> bool:
+    path, _, name = one.partition("::")
+    tree = ast.parse((ROOT / "tests" / path).read_text())
+    tests = [name] if name else [test.name for test in tree.body if isinstance(test, ast.FunctionDef)]
+    return any(is_real(tree, test) for test in tests)
+
+
+def _words(node: ast.AST) -> set[str]:
+    """Every name in it."""
+    words: set[str] = set()
+    for one in ast.walk(node):
+        match one:
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name) | ast.Constant(value=str(name)):
+                words.add(name)
+    return words
 
 
 def table() -> str:
@@ -324,13 +382,13 @@ def table() -> str:
     ours = here()
     rows = []
     for number in sorted({*COVERED, *ours}):
-        fault = COVERED.get(number, Fault(what=""))
-        real = [*ours.get(number, ()), *fault.real]
-        rows.append(f"| {number} | {fault.what} | {_cell(fault.simulated)} | {_cell(real)} |\n")
+        fault, own = COVERED.get(number, Fault(what="")), ours.get(number, Fault(what=""))
+        simulated, real = (*own.simulated, *fault.simulated), (*own.real, *fault.real)
+        rows.append(f"| {number} | {fault.what} | {_cell(simulated)} | {_cell(real)} |\n")
     return _HEAD + "".join(rows)
 
 
-def _cell(tests: tuple[str, ...] | list[str]) -> str:
+def _cell(tests: tuple[str, ...]) -> str:
     files: dict[str, list[str]] = {}
     for one in tests:
         path, _, name = one.partition("::")

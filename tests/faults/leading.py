@@ -1,5 +1,10 @@
-"""A coordinator to be killed: leads a fleet of toys, prints a line at each merge, and throws no part of its journal away."""
+"""A coordinator to be killed: leads a fleet of toys, and prints a line at each merge.
 
+What it throws away of its journal and its checkpoints has another name by then, in a directory beside the run's, so that
+all of it can be replayed at the end.
+"""
+
+import os
 import sys
 from pathlib import Path
 
@@ -18,7 +23,7 @@ def config_of(strategy: str, pushes: int):
 
 def leader(url: str, run_dir: Path, strategy: str, pushes: int, **options):
     return toy_coordinator(
-        over_mqtt(url, session_expiry_s=3600, manual_ack=True),
+        over_mqtt(url),
         run_dir,
         fleet=f"kills-{strategy}-{pushes}",
         config=config_of(strategy, pushes),
@@ -28,11 +33,31 @@ def leader(url: str, run_dir: Path, strategy: str, pushes: int, **options):
     )
 
 
+def kept(run_dir: Path) -> Path:
+    """Give every file of journal and checkpoints that has none its other name; where these are."""
+    archive = run_dir.with_name("kept")
+    for pattern in ("journal/journal-*", "checkpoints/model-*.safetensors"):
+        for path in run_dir.glob(pattern):
+            other = archive / path.relative_to(run_dir)
+            other.parent.mkdir(parents=True, exist_ok=True)
+            if not other.exists():
+                os.link(path, other)
+    return archive
+
+
 def main() -> None:
     url, run_dir, strategy, pushes = sys.argv[1:]
-    # So that all of it can be replayed at the end.
-    Journal.cut = lambda _self, _before: 0
-    CheckpointStore._prune = lambda _self: None
+    cut, prune = Journal.cut, CheckpointStore._prune
+
+    def keeping_cut(journal, before):
+        kept(Path(run_dir))
+        return cut(journal, before)
+
+    def keeping_prune(store):
+        kept(Path(run_dir))
+        prune(store)
+
+    Journal.cut, CheckpointStore._prune = keeping_cut, keeping_prune
 
     def say(event, fields):
         if event == "merge":

@@ -63,7 +63,7 @@ class Zombie:
 
 
 def test_after_a_takeover_the_first_ones_words_are_refused_and_spoken_over(mosquitto, tmp_path):
-    topics, connect = Topics("undead"), over_mqtt(mosquitto, session_expiry_s=3600, manual_ack=True)
+    topics, connect = Topics("undead"), over_mqtt(mosquitto)
     records = Records()
     config = toy_config(rules=ENDLESS)
     options = {"fleet": "undead", "config": config, "settings": QUICK}
@@ -94,7 +94,7 @@ def test_after_a_takeover_the_first_ones_words_are_refused_and_spoken_over(mosqu
 
 
 def test_without_takeover_the_second_says_who_leads_and_the_first_goes_on(mosquitto, tmp_path):
-    connect, records = over_mqtt(mosquitto, session_expiry_s=3600, manual_ack=True), Records()
+    connect, records = over_mqtt(mosquitto), Records()
     options = {"fleet": "two-heads", "config": toy_config(rules=ENDLESS), "settings": QUICK}
     first = toy_coordinator(connect, tmp_path / "one", **options, on_record=records)
     with running(first, toy_device(over_mqtt(mosquitto), tmp_path, "pi-01", fleet="two-heads")):

@@ -18,7 +18,7 @@ from hermes_iot.core.stopping import StopRules
 from hermes_iot.domain import Sizing
 from hermes_iot.protocol.messages import Ack, Model, Update
 from hermes_iot.storage import atomic
-from tests.core.hand import LAYOUT, Board, Desk, ack, birth, body, death, manifest, of, online, sent, update
+from tests.core.hand import LAYOUT, ME, Board, Desk, ack, birth, body, death, manifest, of, online, sent, update
 from tests.core.peers import TOPICS, Fleet
 from tests.core.peers import manifest as toy_manifest
 from tests.support.fleet import Records, in_memory, running, toy_config, toy_coordinator, toy_device
@@ -96,13 +96,25 @@ def test_F07_where_the_ack_was_there_all_along_nothing_is_sent_again(order):
     assert again.machine.memory.update is None
 
 
-@pytest.mark.parametrize("about", [{"run": "run-b"}, {"codec": "fp16"}])
-def test_F07_what_does_not_fit_the_run_is_dropped(about):
+def test_F07_what_is_of_another_run_is_dropped():
     memory, _ = pushed(Board().at_work())
     again = Board(memory=after(memory))
     again.machine.connected(now=again.now)
-    effects = again.tell(manifest(**about)) + again.tell(online()) + again.wait(300.0)
+    effects = again.tell(manifest("run-b")) + again.tell(online()) + again.wait(300.0)
     assert not sent(effects, Update)
+
+
+def test_F07_one_in_a_codec_that_is_not_the_runs_is_sent_and_the_coordinator_says_what_becomes_of_it():
+    memory, update = pushed(Board().at_work())
+    again = Board(memory=after(memory))
+    again.machine.connected(now=again.now)
+    again.tell(manifest(codec="fp16"))
+    assert sent(again.tell(online()), Update) == [update]
+    for codec_for, fate in (((), ("rejected", "codec")), (((ME, update.codec),), ("applied", ""))):
+        desk = Desk(about=manifest(codec="fp16"), codec_for=codec_for).up()
+        desk.hear(birth(2))
+        (told,) = sent(desk.hear(update), Ack)
+        assert (told.outcome, told.reason) == fate
 
 
 def test_F07_only_the_newest_is_kept():

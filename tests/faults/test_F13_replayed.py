@@ -1,10 +1,16 @@
-"""F13: somebody who listened publishes an update again. Its numbers are used up; nothing happens but a count."""
+"""F13: somebody who listened publishes an update again. Its numbers are used up; nothing happens but a count.
+
+What is said again under the sender's own name cannot be told from a delivery that the broker repeats, so it is a duplicate
+like these, or stale where its device has been born again since. Under another name it is refused by the name it bears.
+Whoever writes that, too, is stopped by the broker's access list, or by a signature; there is none.
+"""
 
 import pytest
 
 from hermes_iot.errors import ProtocolError
 from hermes_iot.protocol.messages import Allocation, DeviceStatus
-from tests.faults.stranger import met
+from tests.faults.stranger import Stranger, met
+from tests.support.fleet import over_mqtt
 
 pytestmark = pytest.mark.mosquitto
 
@@ -30,6 +36,23 @@ def test_F13_a_captured_update_is_counted_and_changes_nothing(mosquitto, tmp_pat
         one.records.wait("dropped", 4 * len(captured), device=one.name)
         assert {row["outcome"] for row in one.records.of("dropped")} <= {"duplicate", "stale"}
         assert one.model == before
+
+
+def test_F13_an_update_captured_from_one_device_is_refused_on_the_topic_of_another(mosquitto, tmp_path):
+    with met(mosquitto, tmp_path, fleet="borrowed") as one:
+        update = one.update(1, value=0.01, device=one.name)
+        one.say(update)
+        assert one.answered(update) == ("applied", "")
+        other = Stranger(one.coordinator, one.records, one.watcher, over_mqtt(mosquitto), name="pi-08")
+        try:
+            before = one.model
+            [packet] = one.wire.outgoing(update, device=one.name)
+            other.up("update", packet.payload)
+            one.records.wait("refused", device="pi-08", channel="update", reason="identity")
+            assert one.model == before
+            assert dict(one.coordinator.machine.tally.reasons) == {"identity": 1}
+        finally:
+            other.close()
 
 
 def test_F13_an_allocation_for_another_device_is_refused_by_its_name(mosquitto, tmp_path):

@@ -1,6 +1,7 @@
 """F17: the disk is full. Nothing is corrupted, nothing is accepted, and all goes on when there is space."""
 
 import errno
+import math
 import os
 import time
 from dataclasses import replace
@@ -43,7 +44,8 @@ def quick(monkeypatch):
 
 def coordinator_of(connect, run_dir, *, pushes=None, fleet="lab", **options):
     config = toy_config(rules=StopRules(max_pushes=pushes))
-    return toy_coordinator(connect, run_dir, fleet=fleet, config=config, settings=SETTINGS, **options)
+    options.setdefault("settings", SETTINGS)
+    return toy_coordinator(connect, run_dir, fleet=fleet, config=config, **options)
 
 
 def same_as_on_disk(connect, runner, **options):
@@ -136,13 +138,22 @@ def test_F17_a_stop_does_not_wait_for_room(tmp_path, monkeypatch, caplog):
 def test_F17_a_stop_that_finds_the_disk_full_leaves_all_the_same(tmp_path, monkeypatch):
     connect, records = in_memory(), Records()
     disk = FailingDisk(monkeypatch, "/run/")
-    coordinator = coordinator_of(connect, tmp_path / "run", on_record=records)
+    # Nothing is saved before the stop finds that it cannot be: what was decided is in the journal alone.
+    settings = replace(SETTINGS, checkpoint_interval_s=math.inf)
+    coordinator = coordinator_of(connect, tmp_path / "run", on_record=records, settings=settings)
     with running(coordinator) as leading:
-        records_made = coordinator.machine.version
+        with running(toy_device(connect, tmp_path, "pi-01")):
+            records.wait("merge", 5)
+        records.wait("left", device="pi-01")
+        assert disk.failed == 0
         disk.number = errno.ENOSPC
         leading.leave()
         assert leading.wait() is None
-    assert records_made == coordinator.machine.version
+    assert disk.failed > 0, "it did not try to save"
+    assert records.of("suspended") == []
+    disk.number = 0
+    assert coordinator.machine.version >= 5
+    assert same_as_on_disk(connect, coordinator)
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EROFS])

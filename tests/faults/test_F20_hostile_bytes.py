@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import struct
 from pathlib import Path
 
@@ -9,11 +10,14 @@ import msgpack
 import pytest
 import zstandard
 
+from hermes_iot.errors import Incompatible
 from hermes_iot.protocol import codec
-from hermes_iot.protocol.chunks import split
+from hermes_iot.protocol.chunks import parts_for, place, split
 from hermes_iot.protocol.limits import TENSOR_FIELDS_BYTES_MAX, Limits
-from hermes_iot.protocol.messages import DeviceStatus, ModelInfo
+from hermes_iot.protocol.messages import Chunk, DeviceStatus, ModelInfo
+from tests.faults.fleet import board, more_merges
 from tests.faults.stranger import met
+from tests.support.fleet import over_mqtt, running
 
 pytestmark = pytest.mark.mosquitto
 
@@ -129,21 +133,45 @@ def test_F24_another_protocol_version_is_refused_as_such_on_both_sides(mosquitto
         refused(one, "status", "version")
         assert one.model == before
         assert "version" in caplog.text
-        # The other side: a manifest of tomorrow does not disturb a device of today.
-        manifest = json.loads(codec.encode_json(one.coordinator.machine.manifest))
-        one.publish(one.topics.all("run"), json.dumps(manifest | {"v": 2}).encode(), retain=False)
+
+
+def versioned(one, version):
+    """The coordinator's manifest, as one that speaks another version would say it."""
+    manifest = json.loads(codec.encode_json(one.coordinator.machine.manifest))
+    one.publish(one.topics.all("run"), json.dumps(manifest | {"v": version}).encode(), retain=False)
+
+
+def test_F24_a_device_that_meets_a_run_of_a_later_version_ends_with_both_versions_and_one_of_an_older_is_ignored(
+    mosquitto, tmp_path
+):
+    with met(mosquitto, tmp_path, fleet="later") as one:
+        device = board(over_mqtt(mosquitto), tmp_path, "pi-02", fleet="later")
+        with running(device) as old:
+            more_merges(one.records, "pi-02")
+            versioned(one, 0)
+            more_merges(one.records, "pi-02")
+            versioned(one, 2)
+            error = old.ended()
+        assert isinstance(error, Incompatible)
+        assert error.exit_code == 6
+        assert re.search(r"led in protocol version 2: .* speaks version 1\b", str(error))
+        assert "\n" not in str(error)
+        one.records.wait("left", device="pi-02")
 
 
 def test_F29_a_device_that_finishes_nothing_holds_what_one_device_may_and_nobody_up(mosquitto, tmp_path):
     with met(mosquitto, tmp_path, fleet="loris") as one:
         wire = one.coordinator.link.wire
         limits, chance = wire.limits, random.Random(29)
-        longest = 4 * one.coordinator.machine.manifest.model.parameters
+        longest = 4 * one.coordinator.machine.manifest.model.parameters + TENSOR_FIELDS_BYTES_MAX
+        resident, parts = resident_bytes(), parts_for(longest, chunk_bytes=100)
         for _ in range(50):
             # A claim of the largest message there may be, and never more than its first slice.
-            whole = chance.randbytes(longest + TENSOR_FIELDS_BYTES_MAX)
-            one.up("update", codec.encode_chunk(next(split(whole, chunk_bytes=100))))
+            body = chance.randbytes(place(0, parts, longest).stop)
+            claim = Chunk(id=chance.randbytes(32), part=0, parts=parts, total=longest, body=body)
+            one.up("update", codec.encode_chunk(claim))
         one.settled()
+        assert resident_bytes() - resident < GROWTH_BYTES_MAX
         assert wire.displaced == 50 - 1, "of updates a device has one under way"
         held = wire._reassembler
         assert len(held._transfers) == 1 <= limits.transfers_per_device_max

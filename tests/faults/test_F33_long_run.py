@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from hermes_iot.core.coordinator import CoordinatorSettings
-from tests.faults.fleet import led
-from tests.support.fleet import over_mqtt, running, toy_device
+from hermes_iot.reporting.metrics import OLDER_MAX, MetricsLog, read_metrics
+from tests.faults.fleet import ENDLESS
+from tests.support.fleet import over_mqtt, running, toy_coordinator, toy_device
 
 pytestmark = pytest.mark.mosquitto
 
 #: After so many merges everything that is filled once is full: held models, timings, the journal's segments.
 WARM = 100
+METRICS_BYTES_MAX = 10_000
 NAMES = ("pi-01", "pi-02")
 
 
@@ -34,17 +36,26 @@ def descriptors():
 def test_F33_nothing_grows_with_the_length_of_a_run(merges_in_all, growth_bytes_max, mosquitto, tmp_path):
     connect = over_mqtt(mosquitto)
     settings = CoordinatorSettings(linger_s=1.0, checkpoint_interval_s=0.2)
-    coordinator, records = led(connect, tmp_path, fleet=f"long-{merges_in_all}", settings=settings)
     seen = threading.Condition()
     merges = [0]
+    (tmp_path / "run").mkdir()
+    metrics = MetricsLog(tmp_path / "run" / "metrics.jsonl", file_bytes_max=METRICS_BYTES_MAX)
 
-    def counted(event, _fields):
+    def on_record(event, fields):
+        metrics.on_record(event, fields)
         if event == "merge":
             with seen:
                 merges[0] += 1
                 seen.notify_all()
 
-    coordinator._on_record = counted  # the records themselves would be what grows
+    coordinator = toy_coordinator(
+        connect,
+        tmp_path / "run",
+        fleet=f"long-{merges_in_all}",
+        config=ENDLESS,
+        settings=settings,
+        on_record=on_record,
+    )
 
     def reached(count):
         with seen:
@@ -61,6 +72,7 @@ def test_F33_nothing_grows_with_the_length_of_a_run(merges_in_all, growth_bytes_
             assert [thread.error for thread in threads] == [None] * 3
     finally:
         tracemalloc.stop()
+        metrics.close()
     assert later_memory - memory < growth_bytes_max
     # A file may be open at that moment: a checkpoint, a registry, a segment.
     assert later_files <= files + 3
@@ -69,4 +81,7 @@ def test_F33_nothing_grows_with_the_length_of_a_run(merges_in_all, growth_bytes_
     journalled = coordinator.run_dir.journal.next_index
     assert journalled >= merges_in_all
     assert later_disk < 3 * disk + 200_000
-    assert records.all == []
+    assert len(list((tmp_path / "run").glob("metrics.jsonl*"))) == 1 + OLDER_MAX
+    told = [record["version"] for record in read_metrics(metrics.path) if record["event"] == "merge"]
+    assert told == list(range(told[0], told[-1] + 1))
+    assert told[-1] >= merges_in_all

@@ -17,6 +17,18 @@ def test_every_fault_that_is_asked_for_has_a_test_and_every_listed_test_exists()
     assert [number for number in ASKED if number not in shown] == []
 
 
+def test_what_is_called_real_is():
+    assert covered.pretended() == []
+    ours = covered.here()
+    # The broker's marker, a broker of one's own, a process: and machines driven by hand are none of these.
+    assert "faults/test_F20_hostile_bytes.py::test_F24_another_protocol_version_is_refused_as_such_on_both_sides" in (
+        ours["F24"].real
+    )
+    assert any("half_an_update" in one for one in ours["F07"].real)
+    assert all(one.startswith("faults/test_F11_parts.py") for one in ours["F11"].simulated)
+    assert not any("F11_parts" in one for one in ours["F11"].real)
+
+
 def test_the_readme_is_as_it_would_be_written_now():
     assert covered.README.read_text() == covered.table(), "python -m tests.faults.covered writes it anew"
 

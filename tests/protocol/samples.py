@@ -160,6 +160,7 @@ _ALL: tuple[Message, ...] = (
         iterations=12,
         steps=1_284,
         base="ac" * 32,
+        device="pi-01",
         body=BODY,
     ),
     Request(

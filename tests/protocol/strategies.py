@@ -39,6 +39,7 @@ rising_rows = st.lists(st.integers(0, 2**53 - 1), max_size=8, unique=True).map(
 
 _BY_HINT: dict[Any, st.SearchStrategy[Any]] = {
     schema.Name: names,
+    schema.MaybeName: st.just("") | names,
     schema.Sha256: hex_digests,
     schema.MaybeSha256: st.just("") | hex_digests,
     schema.Text: texts | st.text("é", min_size=512, max_size=512),
@@ -127,6 +128,6 @@ def has_device(kind: type) -> bool:
 
 def device_of(message: object) -> str:
     """The device a message of this kind must be addressed to, any name where it says nothing itself."""
-    if isinstance(message, Allocation):
+    if isinstance(message, Allocation | Update) and message.device:
         return message.device
     return "pi-01" if has_device(type(message)) else ""

@@ -137,7 +137,9 @@ def test_another_major_version_is_told_even_when_its_fields_differ_too(kind):
 
 @pytest.mark.parametrize("kind", EVERY_KIND, ids=by_name)
 def test_the_refusal_of_a_version_says_what_to_do(kind):
-    with pytest.raises(ProtocolError, match="this side speaks 1: run the same hermes-iot on both sides"):
+    with pytest.raises(
+        ProtocolError, match="of protocol version 2; this side speaks 1: run the same hermes-iot on both sides"
+    ):
         decode(bent(kind, v=2), kind)
 
 

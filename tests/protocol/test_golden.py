@@ -24,7 +24,8 @@ from tests.protocol.strategies import JSON_KINDS
 
 FOLDER = Path(__file__).parents[1] / "support" / "golden" / "v1"
 PACKED = FOLDER / "Update-zstd.bin"
-PACKED_MESSAGE = replace(SAMPLES[Update], parameters=64, body=REPETITIVE_BODY)
+#: Written before an update named its device.
+PACKED_MESSAGE = replace(SAMPLES[Update], device="", parameters=64, body=REPETITIVE_BODY)
 
 
 def path_of(kind):

@@ -309,6 +309,15 @@ def test_a_foreign_topic_is_nothing_whatever_it_carries(topic):
     assert wire().incoming(topic, b"\xff" * 100, now=0.0) is None
 
 
+@pytest.mark.parametrize(("said", "reason"), [("pi-01", ""), ("", ""), ("pi-02", "identity")])
+def test_an_update_of_another_device_is_refused(said, reason):
+    [packet] = wire().outgoing(replace(SAMPLES[Update], device=said), device="pi-01")
+    if reason:
+        assert refused(packet.topic, packet.payload) == reason
+    else:
+        assert wire().incoming(packet.topic, packet.payload, now=0.0).message.device == said
+
+
 def test_an_allocation_for_another_device_is_refused():
     payload = codec.encode_json(SAMPLES[Allocation])
     assert wire().incoming(TOPICS.down("pi-01", "alloc"), payload, now=0.0) is not None

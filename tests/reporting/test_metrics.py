@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hermes_iot.errors import StorageError
-from hermes_iot.reporting.metrics import LINE_BYTES_MAX, MetricsLog, read_metrics
+from hermes_iot.reporting.metrics import LINE_BYTES_MAX, OLDER_MAX, MetricsLog, read_metrics
 
 
 class Clock:
@@ -72,6 +72,39 @@ def test_a_resumed_run_appends_and_a_torn_line_costs_only_itself(tmp_path, caplo
     with caplog.at_level(logging.WARNING):
         assert [record["elapsed_s"] for record in read_metrics(path)] == [1.0, 2.0]
     assert "lines_skipped=1" in caplog.text
+
+
+def test_a_long_run_keeps_what_happened_last_in_a_bounded_number_of_files(tmp_path):
+    path, clock = tmp_path / "metrics.jsonl", Clock()
+    for _process in range(2):  # another one goes on where the first left it
+        with MetricsLog(path, clock=clock, file_bytes_max=10_000) as log:
+            for _step in range(5000):
+                clock.now += 0.1
+                log.on_record("state", {"elapsed_s": clock.now})
+    names = ["metrics.jsonl", *(f"metrics.jsonl.{number}" for number in range(1, OLDER_MAX + 1))]
+    assert sorted(one.name for one in tmp_path.iterdir()) == names
+    # A file is closed with the flush that makes it large enough.
+    assert all(10_000 <= (tmp_path / name).stat().st_size < 11_000 for name in names[1:])
+    times = [record["elapsed_s"] for record in read_metrics(path)]
+    assert len(times) > 30_000 / 50
+    assert times == pytest.approx([clock.now - 0.1 * back for back in reversed(range(len(times)))])
+
+
+def test_a_line_is_in_one_file_whatever_the_disk_had_room_for(tmp_path, monkeypatch):
+    path, write, full = tmp_path / "metrics.jsonl", os.write, [True]
+
+    def nearly_full(descriptor, data):
+        if full[0]:
+            raise OSError(errno.ENOSPC, "full")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", nearly_full)
+    with MetricsLog(path, file_bytes_max=30) as log:
+        for step in range(4):
+            full[0] = step == 1
+            log.on_record("finished", {"elapsed_s": float(step)})
+    assert [record["elapsed_s"] for record in read_metrics(path)] == [0.0, 2.0, 3.0]
+    assert log.lost == 1
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from hermes_iot.core.coordinator import CoordinatorSettings
+from hermes_iot.core.coordinator import STRANGERS_TOLD, CoordinatorSettings
 from hermes_iot.core.device import DeviceSettings
 from hermes_iot.core.effects import Remember
 from hermes_iot.core.stopping import StopRules
@@ -464,7 +464,7 @@ def test_garbage_from_a_device_is_counted_and_hurts_nobody(broker, tmp_path):
         for channel in ("update", "state", "status", "request", "rsp", "metrics"):
             for payload in (b"\xff" * 100, b"{}", b"[]", b"{" * 10_000, b"\x81" * 10_000):
                 vandal.publish(TOPICS.up("pi-66", channel), payload)
-        records.wait("refused", 30)
+        records.wait("refused", STRANGERS_TOLD)  # of the thirty: the sender is no member
         records.wait("merge", len(records.of("merge")) + 3)
         assert one.error is None
         assert coordinator.machine.tally.rejected == 5

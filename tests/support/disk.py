@@ -18,7 +18,7 @@ def small_disk(place: Path, *, kib: int):
     try:
         subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"THE REAL FULL DISK WAS NOT TESTED: mounting a tmpfs needs root ({error})")
+        pytest.skip(f"needs root, to mount a disk so small that it can be filled ({error})")
     try:
         yield place
     finally:

@@ -24,7 +24,7 @@ from hermes_iot.protocol import codec
 from hermes_iot.protocol.limits import Limits
 from hermes_iot.protocol.messages import Command, Response, TaskInfo
 from hermes_iot.protocol.topics import Topics
-from hermes_iot.runtime.coordinator import CoordinatorRunner
+from hermes_iot.runtime.coordinator import SESSION_EXPIRY_S, CoordinatorRunner
 from hermes_iot.runtime.device import DeviceConfig, DeviceRunner
 from hermes_iot.runtime.trainers import Bench
 from hermes_iot.training.tasks import TaskDefaults
@@ -49,9 +49,16 @@ def in_memory(broker: MemoryBroker | None = None) -> Connect:
 
 
 def over_mqtt(url: str, **options: object) -> Connect:
+    """Connections as the commands make them: who leads has a session that outlasts it, and says himself what is safe."""
     address = BrokerAddress.parse(url)
     options.setdefault("backoff", QUICK)
-    return lambda client_id, will: MqttTransport(address, client_id=client_id, will=will, **options)
+
+    def connect(client_id: str, will: Will | None) -> Transport:
+        leads = will is not None and client_id.endswith("coordinator")
+        more = {"session_expiry_s": SESSION_EXPIRY_S, "manual_ack": True} if leads else {}
+        return MqttTransport(address, client_id=client_id, will=will, **(more | options))
+
+    return connect
 
 
 def toy_bench(config: RunConfig, **toy: object) -> Bench:

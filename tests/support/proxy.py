@@ -134,9 +134,9 @@ class Proxy:
         """Reset all connections; new ones get through."""
         self._do(self._reset_all)
 
-    def alter(self, direction: Direction, change: Callable[[bytes], bytes]) -> None:
-        """Let `change` have the next piece that passes."""
-        self._do(lambda: self._alterations[direction].append(change))
+    def alter(self, direction: Direction, change: Callable[[bytes], bytes], *, pieces: int = 1) -> None:
+        """Let `change` have the next pieces that pass."""
+        self._do(lambda: self._alterations[direction].extend([change] * pieces))
 
     def wait(self, direction: Direction, count: int, timeout_s: float = 2 * _PATIENCE_S) -> None:
         """Until so many bytes have arrived in all."""

@@ -67,6 +67,16 @@ def test_who_says_that_there_is_no_broker_gets_a_run_that_passes(run):
     assert "NOT TESTED" not in result.stdout
 
 
+def test_what_needs_more_than_this_machine_has_is_told_and_so_is_whatever_is_skipped_of_the_faults(run, tmp_path):
+    text = "import pytest\n\ndef test_it():\n    pytest.skip({!r})\n"
+    (tmp_path / "faults").mkdir()
+    for name, reason in (("test_root", "needs root"), ("faults/test_F17", "no disk"), ("test_other", "no matter")):
+        (tmp_path / f"{name}.py").write_text(text.format(reason))
+    result = run("", "-m", "not mosquitto")
+    told = [line for line in result.stdout.splitlines() if "were skipped" in line]
+    assert sorted(told) == ["1 tests were skipped: needs root", "1 tests were skipped: no disk"]
+
+
 def test_a_missing_binary_is_a_failure_in_ci(run):
     result = run("true")
     assert result.returncode == 1

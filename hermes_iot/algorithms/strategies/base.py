@@ -46,6 +46,8 @@ class Regime:
         learning_rate_scale: of the task's own learning rate.
         warmup_steps: mini-batches of a walk over which a device that begins in a run comes to its learning rate, which is
             one for an iteration; 0 = at once.
+        lag_per_device: what was made from a model older by more versions than this times the fleet's size is stale: an
+            update is refused, and what a device learnt meanwhile gives way to the model it comes back to. None = never.
         sizes_early: `resize` is asked as soon as one device was measured; else once all that are there were.
     """
 
@@ -64,7 +66,12 @@ class Regime:
     overlaps: bool = False
     learning_rate_scale: float = 1.0
     warmup_steps: int = 0
+    lag_per_device: int | None = None
     sizes_early: bool = False
+
+    def lag_max(self, devices: int) -> int | None:
+        """The bound in a fleet of so many; None = none."""
+        return None if self.lag_per_device is None else self.lag_per_device * max(1, devices)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

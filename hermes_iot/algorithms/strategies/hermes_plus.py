@@ -69,7 +69,7 @@ class HermesPlusConfig:
         weights: a push counts by its device's share of the fleet's speed, or everybody's alike.
         barrier: wait for everybody before anything is merged (for comparison).
         overlap: go on training while an answer is on its way.
-        lag_per_device: an update made from a model older by more versions than this times the fleet's size is refused.
+        lag_per_device: what was made from a model older by more versions than this times the fleet's size is stale.
     """
 
     gate: PairedGateConfig = field(default_factory=PairedGateConfig)
@@ -142,6 +142,7 @@ class HermesPlus(BaseStrategy[PairedGateState, CoordinatorHalf]):
             overlaps=config.overlap,
             learning_rate_scale=config.learning_rate_scale,
             warmup_steps=config.warmup_steps,
+            lag_per_device=config.lag_per_device,
             sizes_early=True,
         )
 
@@ -194,11 +195,8 @@ class HermesPlus(BaseStrategy[PairedGateState, CoordinatorHalf]):
         """Move the model by the displacement at its device's share.
 
         Raises:
-            ProtocolError: ``lag`` when it was made from a model that is too old, ``finite`` when a sum overflows.
+            ProtocolError: ``finite`` when a sum overflows.
         """
-        most = self.config.lag_per_device * max(1, len(fleet))
-        if contribution.lag > most:
-            raise ProtocolError("lag", f"{contribution.device} worked on a model {contribution.lag} versions old")
         if self.config.barrier:
             waiting = {**state.waiting, contribution.device: contribution}
             return self._close(replace(state, waiting=waiting), model, fleet)

@@ -129,10 +129,10 @@ def _told(directory: Path, record: Mapping[str, Any]) -> tuple[list[Finding], li
     steps: list[Step] = []
     lost: list[str] = []
     metrics, summary, model = (directory / name for name in ("metrics.jsonl", "summary.json", "model.safetensors"))
-    if metrics.exists():
-        lines, bad = _lines(metrics)
+    for one in sorted(directory.glob(f"{metrics.name}*")):
+        lines, bad = _lines(one)
         about = f"{lines} lines" + (f", {bad} of them unreadable: they are passed over" if bad else "")
-        findings.append(Finding(file=metrics.name, state="torn" if bad else "whole", about=about))
+        findings.append(Finding(file=one.name, state="torn" if bad else "whole", about=about))
     if summary.exists():
         sound = _is_json(summary)
         findings.append(Finding(file=summary.name, state="whole" if sound else "damaged"))

@@ -88,13 +88,9 @@ def test_uniform_weights_ignore_speeds():
     assert np.array_equal(merged.model, vector(2, 4))
 
 
-def test_an_update_from_a_model_that_is_too_old_is_refused_and_changes_nothing():
-    strategy = plus(lag_per_device=10)
-    state = strategy.coordinator_start(ZERO)
-    strategy.merge(state, ZERO, pushed("a", 1, 1, lag=20), FLEET, unasked)
-    with pytest.raises(ProtocolError) as caught:
-        strategy.merge(state, ZERO, pushed("a", 1, 1, lag=21), FLEET, unasked)
-    assert caught.value.reason == "lag"
+def test_what_is_too_old_grows_with_the_fleet():
+    regime = plus(lag_per_device=10).regime
+    assert [regime.lag_max(devices) for devices in (0, 1, 12)] == [10, 10, 120]
 
 
 def test_an_update_that_leads_out_of_float32_is_refused():
