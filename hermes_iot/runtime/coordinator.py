@@ -405,12 +405,13 @@ class CoordinatorRunner:
         # allocation would be a size that the strategy believes to have given.
         self._record_unsaved()
         self.run_dir.sync()
-        held, self._held = self._held, []
-        for effect in held:
-            self._tell(effect)
+        # Receipts first: who waits for room to publish must not keep the broker waiting meanwhile.
         receipts, self._receipts = [*self._receipts, *self.inbox.dropped_receipts()], []
         if receipts:
             self.link.transport.acknowledge(receipts)
+        held, self._held = self._held, []
+        for effect in held:
+            self._tell(effect)
 
     def _record_unsaved(self) -> None:
         if self._unsaved:

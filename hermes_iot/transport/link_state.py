@@ -68,6 +68,11 @@ class LinkState:
         """Whether `close` was called; it stays so."""
         return self._closing
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether the broker still has to answer for something accepted. A glance, too."""
+        return self._outbox.pending > 0
+
     # Callers
 
     def open(self) -> socket.socket:

@@ -479,6 +479,24 @@ def test_large_messages_wait_at_the_broker_once_the_unacknowledged_ones_are_32_m
         assert len([inbox.delivery() for _ in range(8)]) == 8
 
 
+def test_the_answer_to_a_publish_is_read_past_messages_nobody_has_acknowledged():
+    def script(line):
+        line.accept()
+        for number in range(300):
+            line.send(message(b"a", b"x", packet_id=number + 1))
+        line.send(packet(PUBACK, line.publish()[0]))
+        for number in range(300, 350):
+            line.send(message(b"a", b"x", packet_id=number + 1))
+        line.wait_for_end()
+
+    with ScriptedBroker(script) as broker, started(broker.port, manual_ack=True) as (transport, inbox):
+        assert len([inbox.delivery() for _ in range(256)]) == 256
+        assert inbox.silent_for(0.2)
+        assert transport.publish("b", b"an owner waits for this before he acknowledges")
+        assert transport.flush(timeout_s=5.0), "sooner than half a keep-alive"
+        assert len([inbox.delivery() for _ in range(44)]) == 44
+
+
 def test_whoever_acknowledges_nothing_is_read_to_again_before_the_keep_alive_would_fail():
     with (
         ScriptedBroker(heedless(300)) as broker,
