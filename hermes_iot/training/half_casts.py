@@ -16,6 +16,9 @@ from hermes_iot.algorithms import halves
 from hermes_iot.domain import Params
 
 _MAX: Final = float(halves.FP16_MAX)
+#: Of halves as bits: the largest of all unsigned ones but NaN, and the largest of the signed ones but NaN.
+_MINUS_INFINITY: Final = 0xFC00
+_INFINITY: Final = 0x7C00
 
 
 def use_torch() -> bool:
@@ -24,8 +27,12 @@ def use_torch() -> bool:
 
 
 def _to_halves(vector: Params) -> NDArray[np.uint16]:
-    clamped = torch.from_numpy(_owned(vector)).clamp(-_MAX, _MAX)
-    return clamped.half().numpy().view(np.uint16)
+    numbers = torch.from_numpy(_owned(vector))
+    bits: NDArray[np.uint16] = numbers.half().numpy().view(np.uint16)
+    # Two looks for what became infinity cost less than clamping everything before.
+    if bits.size and (bits.max() >= _MINUS_INFINITY or bits.view(np.int16).max() >= _INFINITY):
+        bits = numbers.clamp(-_MAX, _MAX).half().numpy().view(np.uint16)
+    return bits
 
 
 def _from_halves(bits: NDArray[np.uint16]) -> Params:
