@@ -114,6 +114,7 @@ class DeviceRunner:
         self.inbox = Inbox()
         self.reason = ""
         self._own_status = self.topics.up(config.device, "status")
+        self._later_run = 0  # the protocol version of a run that is not for us
         self._connect = connect
         self._on_record = on_record
         self._clock = clock
@@ -329,22 +330,28 @@ class DeviceRunner:
                 self.machine.arriving(delivery.topic.rpartition("/")[2], until=until)
         except ProtocolError as error:
             self._dropped(delivery.topic, error)
-            self._check_version(delivery.topic, error)
+            self._check_version(delivery, error)
         self._perform(effects)
 
     def _dropped(self, where: str, error: ProtocolError) -> None:
         self.machine.refused()
         log.warning("dropped topic=%s reason=%s detail=%s", where, error.reason, error)
 
-    def _check_version(self, topic: str, error: ProtocolError) -> None:
+    def _check_version(self, delivery: Delivery, error: ProtocolError) -> None:
         """A run of a later protocol: nothing that is said in it will ever be understood here. An older one may give way.
+
+        What is retained may be left of a run that is over, so it takes a coordinator's word beside it, said now.
 
         Raises:
             Incompatible: it is.
         """
-        if isinstance(error, OtherVersion) and topic == self.topics.all("run") and (error.version or 0) > VERSION:
+        if not isinstance(error, OtherVersion) or (version := error.version or 0) <= VERSION:
+            return
+        if delivery.topic == self.topics.all("run"):
+            self._later_run = version
+        elif delivery.topic == self.topics.all("coordinator") and not delivery.retain and self._later_run:
             raise Incompatible(
-                f"fleet {self.config.fleet!r} is led in protocol version {error.version}",
+                f"fleet {self.config.fleet!r} is led in protocol version {version}",
                 why=f"hermes-iot {__version__} on this board speaks version {VERSION}",
                 mend="Install the coordinator's hermes-iot here",
             )

@@ -57,6 +57,8 @@ class LinkState:
         self._rouser: socket.socket | None = None
         self._roused = False
         self._receipts: list[int] = []
+        self._flushing = 0
+        self._full = False
 
     @property
     def connected(self) -> bool:
@@ -69,9 +71,9 @@ class LinkState:
         return self._closing
 
     @property
-    def unanswered(self) -> bool:
-        """Whether the broker still has to answer for something accepted. A glance, too."""
-        return self._outbox.pending > 0
+    def awaited(self) -> bool:
+        """Whether somebody waits for the broker's answers. A glance, too."""
+        return self._flushing > 0 or self._full
 
     # Callers
 
@@ -103,6 +105,7 @@ class LinkState:
                 self._warned = True
                 return False
             accepted = self._outbox.accept(item)
+            self._full = not accepted
             self._rouse()
             return accepted
 
@@ -144,7 +147,12 @@ class LinkState:
             def over() -> bool:
                 return self._closing or self._outbox.lost != lost or self._outbox.settled(last)
 
-            self._changed.wait_for(over, timeout_s)
+            self._flushing += 1
+            self._rouse()  # the thread may be resting beside answers that nobody waited for
+            try:
+                self._changed.wait_for(over, timeout_s)
+            finally:
+                self._flushing -= 1
             return self._outbox.lost == lost and self._outbox.settled(last)
 
     def hurry(self) -> None:
@@ -211,6 +219,7 @@ class LinkState:
         """The broker answered for a message."""
         with self._changed:
             item = self._outbox.acknowledged(number)
+            self._full = False
             self._changed.notify_all()
             return item
 
@@ -233,6 +242,7 @@ class LinkState:
             was_connected, self._connected = self._connected, False
             self._parked = self._parked or taken_over
             self._receipts.clear()
+            self._full = False
             dropped = self._outbox.connection_lost()
             self._room_at = None
             self._changed.notify_all()

@@ -20,9 +20,9 @@ Decisions:
 - *With `manual_ack`* the broker's window is what bounds our inbox, so we state one that is wide enough for a group
   commit to pay (Mosquitto's own is 20). Mosquitto 2.0.11 keeps to it once only: for every message acknowledged it sends
   a whole window more (its issue 2301; 512 MB of updates piled up here). So whoever has a window's worth that is not
-  acknowledged, or too many bytes of it, does not read on: the rest waits in the broker. But not while the broker owes us
-  an answer for what we published, on which our owner may be waiting before he acknowledges; and never for longer than
-  half a keep-alive at a time, or the answers to our pings would not be read either.
+  acknowledged, or too many bytes of it, does not read on: the rest waits in the broker. But not while our owner waits for
+  the broker's answers to what he published (in `flush`, or to publish more), before which he acknowledges nothing; and for half a keep-alive at
+  most, or the answers to our pings would not be read either: then all is read until enough is acknowledged.
   A receipt is a number of ours: paho's message ids begin anew with a connection.
 - *A will's delay needs a session* as long (rules.py), so a transport with a delayed will resumes its session.
 - A persistent session may hold subscriptions of an earlier process: the broker then delivers on topics that this one
@@ -314,7 +314,7 @@ class MqttTransport:
     def _sated(self) -> bool:
         """Whether what is not acknowledged is enough for now; see the module."""
         enough = len(self._receipts) >= _UNACKNOWLEDGED_MAX or self._unacknowledged_bytes >= _UNACKNOWLEDGED_BYTES_MAX
-        if not enough or self._state.unanswered:
+        if not enough or self._state.awaited:
             self._sated_since = None
             return False
         now = time.monotonic()

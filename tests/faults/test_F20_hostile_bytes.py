@@ -150,7 +150,10 @@ def test_F24_a_device_that_meets_a_run_of_a_later_version_ends_with_both_version
             more_merges(one.records, "pi-02")
             versioned(one, 0)
             more_merges(one.records, "pi-02")
-            versioned(one, 2)
+            versioned(one, 2)  # left of a run that is over, for all that can be known
+            more_merges(one.records, "pi-02")
+            leader = {"v": 2, "state": "online", "session": "of-version-two"}
+            one.publish(one.topics.all("coordinator"), json.dumps(leader).encode(), retain=False)
             error = old.ended()
         assert isinstance(error, Incompatible)
         assert error.exit_code == 6

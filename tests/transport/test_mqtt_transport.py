@@ -493,6 +493,7 @@ def test_the_answer_to_a_publish_is_read_past_messages_nobody_has_acknowledged()
         assert len([inbox.delivery() for _ in range(256)]) == 256
         assert inbox.silent_for(0.2)
         assert transport.publish("b", b"an owner waits for this before he acknowledges")
+        assert inbox.silent_for(0.2), "nobody waits for the answer yet"
         assert transport.flush(timeout_s=5.0), "sooner than half a keep-alive"
         assert len([inbox.delivery() for _ in range(44)]) == 44
 
