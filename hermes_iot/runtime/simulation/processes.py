@@ -11,6 +11,7 @@ a power cut only what was synced. An error that ends a runner ends the process i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ class BoardClock:
         return self._clock.now + (shown - self()) / self.rate
 
 
-class Process:
+class Process(ABC):
     """One program under a service that restarts it; see the module.
 
     Args:
@@ -303,16 +304,16 @@ class Process:
 
     # --- what the two kinds differ in -------------------------------------------------------------------------------
 
+    @abstractmethod
     def _begin(self) -> None:
         """Build the runner, and start it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _check(self) -> None:
         """Something has happened to it."""
-        raise NotImplementedError
 
-    def _heard(self, delivery: Delivery) -> None:
+    def _heard(self, delivery: Delivery) -> None:  # noqa: B027 - only one of the two listens
         """A delivery is about to be handled."""
 
-    def _says(self, topic: str, payload: bytes) -> None:
+    def _says(self, topic: str, payload: bytes) -> None:  # noqa: B027 - only one of the two listens
         """Something is about to be said."""
